@@ -1,0 +1,1 @@
+"""Infinite-dimensional random-field diffusion on the sphere."""
