@@ -1,0 +1,226 @@
+"""HEALPix maps: synthesis by ducc0, analysis by conjugate gradients.
+
+The pixels of one ring are equidistant and the rings come in mirrored pairs, but no exact
+quadrature belongs to them.  The analysis is the pseudo-inverse, the solution of the normal
+equations
+
+    (SᵀS) a = Sᵀ v,
+
+by conjugate gradients.  SᵀS is close to npix/4π times the identity as long as lmax ≤ 2·nside,
+where it is well conditioned; above that the analysis is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cached_property
+from typing import NamedTuple
+
+import ducc0
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spherediff.grids import _packed
+from spherediff.grids._linear import linear
+from spherediff.grids.grid import Grid
+
+_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
+_MAX_ITERATIONS = 100
+
+
+class Solution(NamedTuple):
+    """Coefficients by least squares, and how well they solve the normal equations.
+
+    Attributes:
+        coefficients: shape (..., (lmax+1)²).
+        residual: ‖Sᵀ(v − S a)‖ / ‖Sᵀ v‖ of each field, shape (...).
+        iterations: number of iterations of conjugate gradients.
+    """
+
+    coefficients: Tensor
+    residual: Tensor
+    iterations: int
+
+
+class HEALPix(Grid):
+    """HEALPix pixels; ``shape`` is (12 nside²,) and ``max_lmax`` is 2·nside.
+
+    Args:
+        nside: resolution parameter, at least 1; a power of two when nested.
+        ordering: ``"ring"`` or ``"nested"``.
+
+    Raises:
+        ValueError: ``nside`` or ``ordering`` is none of these.
+    """
+
+    def __init__(self, nside: int, ordering: str = "ring") -> None:
+        if nside < 1:
+            raise ValueError(f"nside must be at least 1, got {nside}")
+        if ordering not in ("ring", "nested"):
+            raise ValueError(f"ordering must be 'ring' or 'nested', got {ordering!r}")
+        if ordering == "nested" and nside & (nside - 1):
+            raise ValueError(
+                f"nested ordering needs an nside that is a power of two, got {nside};"
+                " use ordering='ring'"
+            )
+        self.nside = nside
+        self.ordering = ordering
+        self.shape = (12 * nside**2,)
+        self.max_lmax = 2 * nside
+        self._rings = ducc0.healpix.Healpix_Base(nside, "RING").sht_info()
+
+    def __repr__(self) -> str:
+        return f"HEALPix(nside={self.nside}, ordering={self.ordering!r})"
+
+    @cached_property
+    def _angles(self) -> NDArray[np.float64]:
+        scheme = "RING" if self.ordering == "ring" else "NEST"
+        return ducc0.healpix.Healpix_Base(self.nside, scheme).pix2ang(np.arange(self.shape[0]))
+
+    @property
+    def latitude(self) -> NDArray[np.float64]:
+        return 90.0 - np.degrees(self._angles[:, 0])
+
+    @property
+    def longitude(self) -> NDArray[np.float64]:
+        return np.degrees(self._angles[:, 1])
+
+    @property
+    def area_weights(self) -> Tensor:
+        npix = self.shape[0]
+        return torch.full((npix,), 4 * math.pi / npix, dtype=torch.float64)
+
+    @cached_property
+    def _ring_of_nested(self) -> Tensor:
+        base = ducc0.healpix.Healpix_Base(self.nside, "NEST")
+        return torch.from_numpy(base.nest2ring(np.arange(self.shape[0])))
+
+    @cached_property
+    def _nested_of_ring(self) -> Tensor:
+        base = ducc0.healpix.Healpix_Base(self.nside, "NEST")
+        return torch.from_numpy(base.ring2nest(np.arange(self.shape[0])))
+
+    def _synthesis(self, a: Tensor) -> Tensor:
+        packed = _packed.pack(a)
+        maps = _packed.empty_maps(packed, self.shape)
+        ducc0.sht.synthesis(
+            alm=packed,
+            map=maps,
+            lmax=_packed.band_limit(a),
+            spin=0,
+            theta_interpol=True,
+            nthreads=_packed.threads(),
+            **self._rings,
+        )
+        values = _packed.from_maps(maps, a, self.shape)
+        if self.ordering == "nested":
+            values = values.index_select(-1, self._ring_of_nested.to(values.device))
+        return values
+
+    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+        if self.ordering == "nested":
+            values = values.index_select(-1, self._nested_of_ring.to(values.device))
+        maps = _packed.to_maps(values, self.shape)
+        packed = _packed.empty(maps, lmax)
+        ducc0.sht.adjoint_synthesis(
+            map=maps,
+            alm=packed,
+            lmax=lmax,
+            spin=0,
+            theta_interpol=True,
+            nthreads=_packed.threads(),
+            **self._rings,
+        )
+        return _packed.unpack(packed, values, 1)
+
+    def analysis(
+        self,
+        values: Tensor,
+        lmax: int,
+        *,
+        tolerance: float | None = None,
+        max_iterations: int = _MAX_ITERATIONS,
+    ) -> Tensor:
+        """Least-squares coefficients: (..., npix) → (..., (lmax+1)²).
+
+        Args:
+            values: shape (..., npix), float32 or float64, all finite.
+            lmax: band limit of the result, at most 2·nside.
+            tolerance: relative residual at which the iteration stops; by default 10⁻¹³ in
+                float64 and 10⁻⁶ in float32.
+            max_iterations: largest number of iterations.
+
+        Warns:
+            UserWarning: the tolerance was not reached; the message has the residual.
+
+        Raises:
+            TypeError: ``values`` is not float32 or float64.
+            ValueError: the trailing axis is not npix; ``lmax`` is negative or larger than
+                2·nside; ``values`` holds NaN or infinities.
+        """
+        return self.solve(
+            values, lmax, tolerance=tolerance, max_iterations=max_iterations
+        ).coefficients
+
+    def solve(
+        self,
+        values: Tensor,
+        lmax: int,
+        *,
+        tolerance: float | None = None,
+        max_iterations: int = _MAX_ITERATIONS,
+    ) -> Solution:
+        """As :meth:`analysis`, with the residual of each field and the number of iterations."""
+        self._require_analysable(values, lmax)
+        if tolerance is None:
+            tolerance = _TOLERANCE[values.dtype]
+        reports: list[Solution] = []
+
+        def inverse(b: Tensor) -> Tensor:
+            solution = self._conjugate_gradients(b, tolerance, max_iterations)
+            if solution.iterations == max_iterations and bool(
+                (solution.residual > tolerance).any()
+            ):
+                warnings.warn(
+                    f"{self!r} analysis at lmax = {lmax} did not converge: relative residual"
+                    f" {float(solution.residual.max()):.1e} after {max_iterations} iterations,"
+                    f" tolerance {tolerance:.1e}",
+                    stacklevel=2,
+                )
+            reports.append(solution)
+            return solution.coefficients
+
+        coefficients = linear(self.adjoint(values, lmax), inverse, inverse)
+        return Solution(coefficients, reports[0].residual, reports[0].iterations)
+
+    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+        return self.solve(values, lmax).coefficients
+
+    def _conjugate_gradients(self, b: Tensor, tolerance: float, max_iterations: int) -> Solution:
+        """Solve (SᵀS) a = b for every field of the batch at once."""
+        lmax = _packed.band_limit(b)
+        scale = 4 * math.pi / self.shape[0]
+        target = tolerance * b.norm(dim=-1, keepdim=True)
+        a = scale * b
+        residual = b - self._adjoint(self._synthesis(a), lmax)
+        direction = residual
+        power = residual.square().sum(-1, keepdim=True)
+        iterations = 0
+        while iterations < max_iterations and bool((power.sqrt() > target).any()):
+            image = self._adjoint(self._synthesis(direction), lmax)
+            step = _quotient(power, (direction * image).sum(-1, keepdim=True))
+            a = a + step * direction
+            residual = residual - step * image
+            previous, power = power, residual.square().sum(-1, keepdim=True)
+            direction = residual + _quotient(power, previous) * direction
+            iterations += 1
+        relative = _quotient(power.sqrt(), b.norm(dim=-1, keepdim=True))
+        return Solution(a, relative.squeeze(-1), iterations)
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Quotient, 0 where the denominator is: a field that is solved already stays as it is."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
