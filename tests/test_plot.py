@@ -364,7 +364,7 @@ def test_marginals_are_densities_weighted_by_area(ax):
     assert (densities * np.diff(edges))[:40].sum() == pytest.approx(0.5, abs=0.02)
     quarter = edges[:-1] >= 0.5
     assert (densities * np.diff(edges))[quarter].sum() == pytest.approx(0.25, abs=0.02)
-    assert ax.get_xlabel() == "value (m)"
+    assert ax.get_xlabel() == "value [m]"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["archive", "samples"]
 
 

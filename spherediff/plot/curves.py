@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
 from torch import Tensor
@@ -116,10 +117,10 @@ def degree_spectrum(
         yscale="log",
         xlim=(1, len(degrees) - 1) if len(degrees) > 2 else None,
         xlabel=r"degree $\ell$",
-        ylabel=r"variance per degree, $(2\ell+1)\,C_\ell\,/\,4\pi$" + _squared(units),
+        ylabel=r"variance per degree, $(2\ell+1)\,C_\ell\,/\,4\pi$" + _power(units, "²"),
         title=title,
     )
-    ax.xaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    _plain_numbers(ax.xaxis, (1, 2, 5))
     ax.grid(True, which="major", alpha=0.3)
     band = Patch(color=_GREY, alpha=0.3, linewidth=0)
     handles = [*lines.values(), band]
@@ -128,10 +129,18 @@ def degree_spectrum(
     return Curves(ax, lines, areas)
 
 
-def _squared(units: str) -> str:
+def _plain_numbers(axis: Axis, digits: Sequence[float]) -> None:
+    """Label a logarithmic axis at these leading digits by numbers such as 0.5 or 20."""
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _power(units: str, exponent: str) -> str:
+    """Units to a power, in brackets after the name of what is drawn."""
     if not units:
         return ""
-    return f" ({units}²)" if units.isalpha() else f" (({units})²)"
+    return f" [{units}{exponent}]" if units.isalpha() else f" [({units}){exponent}]"
 
 
 def _mean_spectrum(name: str, coefficients: Tensor) -> tuple[Array, int]:
@@ -209,12 +218,11 @@ def marginals(
         label="samples",
     )
     ax.set(
-        xlabel=f"{quantity} ({units})" if units else quantity,
-        ylabel=f"density (per {units})" if units.isalpha() else "density",
+        xlabel=f"{quantity} [{units}]" if units else quantity,
+        ylabel="density" + _power(units, "⁻¹"),
         xlim=(edges[0], edges[-1]),
         title=title,
     )
-    ax.set_ylim(bottom=0)
     ax.legend()
     return Curves(ax, {"samples": line}, {"archive": area})
 
@@ -280,7 +288,7 @@ def training_curve(
     (lines["training"],) = ax.plot(
         list(by_step),
         [record["loss"] for record in by_step.values()],
-        color="0.6",
+        color="0.7",
         linewidth=0.9,
         label="training",
     )
@@ -298,9 +306,7 @@ def training_curve(
     for (name, level), style in zip(references.items(), cycle(_STYLES)):
         lines[name] = ax.axhline(level, color=_COLOURS[1], linestyle=style, label=name)
     ax.set(yscale="log", xlabel="step", ylabel=ylabel, title=title)
-    plain = LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))
-    ax.yaxis.set_major_formatter(plain)
-    ax.yaxis.set_minor_formatter(plain)
+    _plain_numbers(ax.yaxis, (1, 2, 3, 5, 7))
     ax.grid(True, alpha=0.3)
     ax.legend()
     return Curves(ax, lines, {})

@@ -14,7 +14,6 @@ from typing import Literal
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from healpy.projector import SphericalProj
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -28,7 +27,7 @@ from torch import Tensor
 from spherediff import data
 from spherediff.grids import Grid
 from spherediff.plot import projection
-from spherediff.plot.projection import Array
+from spherediff.plot.projection import Array, Projector
 
 _MISSING = "#b3b3b3"
 _BOTH_SIGNS = 0.1
@@ -93,8 +92,8 @@ class ColourScale:
         extend = "both" if below and above else "min" if below else "max" if above else "neither"
         return cls(norm, matplotlib.colormaps[cmap] if isinstance(cmap, str) else cmap, extend)
 
-    def colorbar(self, axes: Axes | Sequence[Axes], units: str) -> Colorbar:
-        """A horizontal colour bar below ``axes``, labelled with the units."""
+    def colorbar(self, axes: Axes | Sequence[Axes], units: str, length: float = 0.7) -> Colorbar:
+        """A horizontal bar below ``axes``, ``length`` of their width, labelled with the units."""
         first = axes if isinstance(axes, Axes) else axes[0]
         return first.figure.colorbar(
             ScalarMappable(self.norm, self.cmap),
@@ -102,8 +101,8 @@ class ColourScale:
             orientation="horizontal",
             label=units,
             extend=self.extend,
-            shrink=0.7,
-            aspect=35,
+            shrink=length,
+            aspect=40,
             pad=0.04,
         )
 
@@ -134,7 +133,7 @@ def _centred(
 
 def draw(
     ax: Axes,
-    projector: SphericalProj,
+    projector: Projector,
     values: Array,
     grid: Grid,
     scale: ColourScale,

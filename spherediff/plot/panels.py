@@ -35,12 +35,12 @@ class Panels:
 
 
 def _subplots(
-    figure: Figure | SubFigure | None, rows: int, columns: int
+    figure: Figure | SubFigure | None, rows: int, columns: int, title_height: float
 ) -> tuple[Figure | SubFigure, np.ndarray]:
-    """Axes (rows, columns), in a new pyplot figure about 10 inches wide if there is none."""
+    """Axes (rows, columns), in a new pyplot figure at most 10 inches wide if there is none."""
     if figure is None:
         width = min(10.0 / columns, 5.0)
-        size = (columns * width, rows * (width / 2 + 0.35) + 0.8)
+        size = (columns * width, rows * (width / 2 + title_height) + 0.8)
         figure = plt.figure(figsize=size, layout="compressed")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -99,7 +99,9 @@ def panels(
         [array for array, _ in fields], cmap=cmap, vmin=vmin, vmax=vmax, center=center
     )
     projector = projection.mollweide_projector(longitude)
-    figure, axes = _subplots(figure, math.ceil(len(fields) / columns), columns)
+    figure, axes = _subplots(
+        figure, math.ceil(len(fields) / columns), columns, 0.35 if titles else 0.1
+    )
     for unused in axes.flat[len(fields) :]:
         unused.remove()
     used: list[Axes] = list(axes.flat[: len(fields)])
@@ -118,7 +120,7 @@ def panels(
             used, fields, titles or [""] * len(fields), strict=True
         )
     )
-    return Panels(figure, maps, (scale.colorbar(used, units),))
+    return Panels(figure, maps, (scale.colorbar(used, units, 0.7 if columns == 1 else 0.5),))
 
 
 def _fields(
@@ -218,7 +220,7 @@ def moments(
         for column, center in enumerate((None, None, 0.0))
     ]
     projector = projection.mollweide_projector(longitude)
-    figure, axes = _subplots(figure, len(rows), 3)
+    figure, axes = _subplots(figure, len(rows), 3, 0.2)
     maps = tuple(
         draw(ax, projector, array, where, scale, coastlines=coastlines, graticule=graticule)
         for row_axes, row in zip(axes, rows, strict=True)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import healpy
 import numpy as np
-from healpy.projector import MollweideProj, OrthographicProj, SphericalProj
+from healpy.projector import MollweideProj, OrthographicProj
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
@@ -23,17 +23,18 @@ from torch import Tensor
 from spherediff.grids import Grid, HEALPix
 
 Array = NDArray[np.float64]
+Projector = MollweideProj | OrthographicProj
 
 _RASTER_HEIGHT = 500
 """Rows of a raster: 100 per inch in a map 5 inches high, more in a panel."""
 
 
-def mollweide_projector(longitude: float) -> SphericalProj:
+def mollweide_projector(longitude: float) -> Projector:
     """Whole sphere, centred on ``longitude`` (degrees) at the equator."""
     return MollweideProj(rot=(longitude, 0.0, 0.0), flipconv="geo", xsize=2 * _RASTER_HEIGHT)
 
 
-def orthographic_projector(longitude: float, latitude: float) -> SphericalProj:
+def orthographic_projector(longitude: float, latitude: float) -> Projector:
     """The half of the sphere facing ``longitude``, ``latitude`` (degrees).
 
     Raises:
@@ -46,7 +47,7 @@ def orthographic_projector(longitude: float, latitude: float) -> SphericalProj:
     )
 
 
-def half_width(projector: SphericalProj) -> float:
+def half_width(projector: Projector) -> float:
     """Half the width of the map in the plane, where half its height is 1."""
     return float(projector.get_extent()[1])
 
@@ -109,7 +110,7 @@ def field(values: Tensor | ArrayLike, grid: Grid | None) -> tuple[Array, Grid]:
 
 
 def raster(
-    projector: SphericalProj, values: Array, grid: Grid
+    projector: Projector, values: Array, grid: Grid
 ) -> tuple[np.ma.MaskedArray, tuple[float, float, float, float]]:
     """Values at the centres of the raster's cells, masked outside the sphere and where missing.
 
@@ -162,7 +163,7 @@ def _pole(nearest_row: Array, size: int) -> Array:
     return np.full(size, present.mean() if present.size else np.nan)
 
 
-def lines(projector: SphericalProj, paths: Sequence[ArrayLike]) -> list[Array]:
+def lines(projector: Projector, paths: Sequence[ArrayLike]) -> list[Array]:
     """Lines on the sphere as lines in the plane, cut where they leave the map.
 
     Args:
@@ -192,7 +193,7 @@ def lines(projector: SphericalProj, paths: Sequence[ArrayLike]) -> list[Array]:
     return pieces
 
 
-def _leaves_the_map(projector: SphericalProj, plane: Array) -> NDArray[np.bool_]:
+def _leaves_the_map(projector: Projector, plane: Array) -> NDArray[np.bool_]:
     """Whether the step from each point to the next passes the edge, shape (points − 1,).
 
     In Mollweide's plane x / (2√(1 − y²)) is the longitude from the centre in units of 180°, and a
@@ -207,7 +208,7 @@ def _leaves_the_map(projector: SphericalProj, plane: Array) -> NDArray[np.bool_]
     return np.abs(np.diff(half_turns)) > 1
 
 
-def graticule(projector: SphericalProj, spacing: float) -> list[Array]:
+def graticule(projector: Projector, spacing: float) -> list[Array]:
     """Meridians and parallels every ``spacing`` degrees, as lines in the plane.
 
     Raises:
