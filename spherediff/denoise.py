@@ -1,0 +1,302 @@
+"""Denoisers m(x, t) = E[X_0 | X_t = x] and the Malliavin–Gamma score.
+
+Let X_t = α X_0 + σ ε have the law h_t γ.  Mode by mode the score is a conditional expectation:
+
+    ∂_i log p_t(x) = (α m_i − x_i)/σ_i²,
+    D log h_t(x) = C∇log p_t(x) + x = (e^{−τ} m − e^{−2τ} x)/(1 − e^{−2τ})   (in H_C),
+
+the second line being the Malliavin–Gamma score of Greco's process (arXiv 2505.13189).  So a model
+is a denoiser; this module has the exact ones and the learned one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spherediff.covariance import Covariance
+from spherediff.gaussian import check_coefficients
+from spherediff.process import OrnsteinUhlenbeck
+
+
+class Denoiser:
+    """A conditional expectation m(x, t) = E[X_0 | X_t = x] under a forward process.
+
+    A time is a float or a tensor that broadcasts against the leading axes of ``x`` (all but the
+    coefficient axis); states have shape (*batch, *process.event_shape).
+    """
+
+    process: OrnsteinUhlenbeck
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t), shape of ``x``."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """∇log p_t(x) = (α m − x)/σ², t > 0."""
+        alpha, sigma = self.process.marginal(t)
+        return (alpha * self(x, t) - x) / sigma.square()
+
+    def malliavin_gamma_score(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """D log h_t(x) = C∇log p_t(x) + x, an element of H_C (arXiv 2505.13189), t > 0."""
+        return self.process.field.variance_per_coefficient * self.score(x, t) + x
+
+
+class GaussianDenoiser(Denoiser):
+    """Data N(μ, S): m = μ + αS(α²S + σ²)⁻¹(x − αμ).
+
+    Args:
+        process: the forward process.
+        variance: variance per coefficient, shape (n,) or (channels, n); or
+        covariance: a diagonal plus low-rank :class:`~spherediff.covariance.Covariance`.
+        mean: μ, shape of one event; zero if not given.
+
+    Raises:
+        TypeError: not exactly one of ``variance`` and ``covariance``.
+        ValueError: shapes that do not fit the process.
+    """
+
+    def __init__(
+        self,
+        process: OrnsteinUhlenbeck,
+        variance: Tensor | None = None,
+        *,
+        covariance: Covariance | None = None,
+        mean: Tensor | None = None,
+    ) -> None:
+        if (variance is None) == (covariance is None):
+            raise TypeError("give exactly one of variance and covariance")
+        self.process = process
+        place = {"device": process.field.device, "dtype": process.field.dtype}
+        if covariance is None:
+            assert variance is not None
+            check_coefficients(process.field, variance, "variance")
+            covariance = Covariance(variance.to(**place).expand(process.event_shape))
+        if covariance.event_shape != process.event_shape:
+            raise ValueError(
+                f"expected a covariance of fields of shape {process.event_shape}, "
+                f"got {covariance.event_shape}"
+            )
+        self.covariance = Covariance(covariance.diagonal.to(**place), covariance.factor.to(**place))
+        self.mean = torch.zeros(process.event_shape, **place) if mean is None else mean.to(**place)
+        check_coefficients(process.field, self.mean, "mean")
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t) = μ + αS(α²S + σ²)⁻¹(x − αμ)."""
+        check_coefficients(self.process.field, x, "denoiser")
+        alpha, sigma = self.process.marginal(t)
+        residual = self.covariance.solve(alpha, sigma.square(), x - alpha * self.mean)
+        return self.mean + alpha * self.covariance.matmul(residual)
+
+    def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log h_t(x) = log dN(αμ, α²S + σ²)/dN(0, C)(x), shape (*batch,), t > 0.
+
+        Densities are taken with respect to γ, so the difference of two such numbers has a limit
+        as lmax → ∞ where the measures are equivalent.
+        """
+        field = self.process.field
+        alpha, sigma = self.process.marginal(t)
+        axes = tuple(range(-len(field.event_shape), 0))
+        centred = x - alpha * self.mean
+        residual = self.covariance.solve(alpha, sigma.square(), centred)
+        log_det = self.covariance.log_det(alpha, sigma.square())
+        log_det = log_det - field.variance_per_coefficient.log().sum()
+        quadratic = (centred * residual).sum(axes) - field.whiten(x).square().sum(axes)
+        return -0.5 * (quadratic + log_det)
+
+
+class MixtureDenoiser(Denoiser):
+    """Finite mixture of Gaussian fields: m = Σ_k r_k(x) m_k(x), r_k ∝ w_k h_t^{(k)}(x).
+
+    The responsibilities use log-sum-exp of the densities relative to γ.
+
+    Args:
+        components: Gaussian denoisers over one and the same process.
+        weights: positive weights, normalised here; equal if not given.
+
+    Raises:
+        ValueError: no components, several processes, or weights that do not fit.
+    """
+
+    def __init__(
+        self, components: Sequence[GaussianDenoiser], weights: Sequence[float] | None = None
+    ) -> None:
+        if not components:
+            raise ValueError("expected at least one component")
+        if any(component.process is not components[0].process for component in components):
+            raise ValueError("all components must share one process object")
+        weights = [1.0] * len(components) if weights is None else list(weights)
+        if len(weights) != len(components) or not all(w > 0 and math.isfinite(w) for w in weights):
+            raise ValueError(f"expected {len(components)} positive weights, got {weights}")
+        self.process = components[0].process
+        self.components = list(components)
+        self.log_weights = [math.log(w / sum(weights)) for w in weights]
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t)."""
+        responsibilities = self._log_joint(x, t).softmax(0)
+        events = (1,) * len(self.process.event_shape)
+        m = torch.zeros_like(x)
+        for r, component in zip(responsibilities, self.components, strict=True):
+            m = m + r.reshape(*r.shape, *events) * component(x, t)
+        return m
+
+    def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log h_t(x) = log Σ_k w_k h_t^{(k)}(x), shape (*batch,), t > 0."""
+        return self._log_joint(x, t).logsumexp(0)
+
+    def _log_joint(self, x: Tensor, t: Tensor | float) -> Tensor:
+        check_coefficients(self.process.field, x, "denoiser")
+        return torch.stack(
+            [
+                log_weight + component.log_density_ratio(x, t)
+                for log_weight, component in zip(self.log_weights, self.components, strict=True)
+            ]
+        )
+
+
+class EmpiricalDenoiser(Denoiser):
+    """The empirical measure of an archive: m = Σ_j softmax_j(−½‖(x − αx_j)/σ‖²) x_j.
+
+    Its reverse process draws members of the archive again: it is the memoriser, a baseline and a
+    test, not a generator.  The archive is visited in chunks with a running log-sum-exp, so memory
+    is bounded whatever its length.
+
+    Args:
+        process: the forward process.
+        data: the archive, shape (N, *event_shape).
+        chunk_elements: at most about so many numbers are held at a time.
+
+    Raises:
+        ValueError: an empty archive, or shapes that do not fit.
+    """
+
+    def __init__(
+        self, process: OrnsteinUhlenbeck, data: Tensor, chunk_elements: int = 1 << 25
+    ) -> None:
+        check_coefficients(process.field, data, "archive")
+        if data.ndim != 1 + len(process.event_shape) or len(data) == 0:
+            raise ValueError(
+                f"expected an archive of shape (N, {', '.join(map(str, process.event_shape))}) "
+                f"with N ≥ 1, got {tuple(data.shape)}"
+            )
+        self.process = process
+        self.data = data.to(process.field.device, process.field.dtype)
+        self.chunk_elements = chunk_elements
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t), t > 0."""
+        return self._moments(x, t)[1]
+
+    def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log h_t(x) = log N⁻¹ Σ_j dN(αx_j, σ²)/dN(0, C)(x), shape (*batch,), t > 0."""
+        field = self.process.field
+        axes = tuple(range(-len(field.event_shape), 0))
+        _, sigma = self.process.marginal(t)
+        whitened = field.whiten(x).square().sum(axes)
+        log_scale = (sigma / field.std_per_coefficient).log().sum(axes)
+        return self._moments(x, t)[0] - math.log(len(self.data)) + 0.5 * whitened - log_scale
+
+    def _moments(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """log Σ_j w_j and Σ_j w_j x_j / Σ_j w_j, with w_j = exp(−½‖(x − αx_j)/σ‖²)."""
+        check_coefficients(self.process.field, x, "denoiser")
+        alpha, sigma = self.process.marginal(t)
+        events = len(self.process.event_shape)
+        axes = tuple(range(-events, 0))
+        # a new axis for the members, just before the event
+        x1, alpha1, sigma1 = (
+            v.unsqueeze(-events - 1) if v.ndim > events else v for v in (x, alpha, sigma)
+        )
+        log_total = x.new_full(x.shape[: x.ndim - events], -math.inf)
+        m = torch.zeros_like(x)
+        size = max(1, self.chunk_elements // x.numel())
+        for members in self.data.split(size):
+            logits = -0.5 * ((x1 - alpha1 * members) / sigma1).square().sum(axes)
+            log_chunk = torch.logsumexp(logits, -1)
+            updated = torch.logaddexp(log_total, log_chunk)
+            weights = (logits - updated[..., None]).exp()
+            kept = (log_total - updated).exp()
+            average = (weights @ members.flatten(1)).reshape(x.shape)
+            m = kept.reshape(*kept.shape, *(1,) * events) * m + average
+            log_total = updated
+        return log_total, m
+
+
+class NeuralDenoiser(torch.nn.Module, Denoiser):
+    """A network, preconditioned in every coefficient: m = w + √p ⊙ F(c_in ⊙ (x − αμ), log(s/α)).
+
+    With μ_i, v_i the mean and variance of the data's coefficient i,
+
+        w_i = μ_i + αv_i/(α²v_i + σ_i²)·(x_i − αμ_i)   the best linear denoiser,
+        p_i = v_iσ_i²/(α²v_i + σ_i²)                   its error variance,
+        c_in,i = (α²v_i + σ_i²)^{−1/2},
+
+    which is the preconditioning of Karras et al. (2022, arXiv 2206.00364, Table 1) carried to a
+    Hilbert space: for Gaussian data the target (X_0 − w)/√p of F has unit variance at every scale
+    and every time, and F = 0 is already the exact Gaussian emulator.
+
+    Args:
+        process: the forward process, with a channel axis: event shape (channels, n).
+        network: maps (B, channels, n) and log(s/α) of shape (B,) to (B, channels, n).
+        mean: μ, shape (channels, n).
+        variance: v ≥ 0, shape (channels, n).
+
+    Raises:
+        ValueError: a process without channels, or shapes that do not fit.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(
+        self,
+        process: OrnsteinUhlenbeck,
+        network: torch.nn.Module,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> None:
+        super().__init__()
+        if len(process.event_shape) != 2:
+            raise ValueError(
+                "expected a process with channels, event shape (channels, n), got "
+                f"{process.event_shape}; build the field from Tabulated of shape "
+                "(channels, lmax+1)"
+            )
+        for name, moment in (("mean", mean), ("variance", variance)):
+            if tuple(moment.shape) != process.event_shape:
+                raise ValueError(
+                    f"expected {name} of shape {process.event_shape}, got {tuple(moment.shape)}"
+                )
+        if not (torch.isfinite(variance) & (variance >= 0)).all():
+            raise ValueError("variance must be finite and not negative")
+        self.process = process
+        self.network = network
+        place = {"device": process.field.device, "dtype": process.field.dtype}
+        self.register_buffer("mean", mean.to(**place))
+        self.register_buffer("variance", variance.to(**place))
+
+    def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t), shape of ``x``."""
+        check_coefficients(self.process.field, x, "denoiser")
+        wiener, error_std, _ = self.precondition(x, t)
+        return wiener + error_std * self.residual(x, t)
+
+    def residual(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """F(c_in ⊙ (x − αμ), log(s/α)), shape of ``x``: the learned part in units of √p."""
+        _, _, inputs = self.precondition(x, t)
+        log_noise = self.process.log_noise(t).to(x)
+        # one time a sample: a time that differs between channels has no meaning to the network
+        log_noise = log_noise.expand(x.shape[:-1])[..., 0]
+        events = self.process.event_shape
+        return self.network(inputs.reshape(-1, *events), log_noise.reshape(-1)).reshape(x.shape)
+
+    def precondition(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """(w, √p, c_in ⊙ (x − αμ)) at the state ``x``, all of its shape or broadcasting to it."""
+        alpha, sigma = self.process.marginal(t)
+        total = alpha.square() * self.variance + sigma.square()
+        centred = x - alpha * self.mean
+        wiener = self.mean + alpha * self.variance / total * centred
+        return wiener, sigma * (self.variance / total).sqrt(), centred / total.sqrt()
