@@ -1,0 +1,12 @@
+"""Settings that every test relies on."""
+
+import os
+
+from hypothesis import settings
+
+# Figures are drawn without a display; pyplot reads this when it is first imported.
+os.environ["MPLBACKEND"] = "Agg"
+
+# The same examples in every run, and no limit on time: a shared machine may stall for seconds.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile("reproducible")
