@@ -1,0 +1,471 @@
+"""From maps in physical units to standardised anomalies of coefficients, and back.
+
+For each variable (channel) c, with its pointwise transform T_c, climatology β and scale s_c,
+
+    encode   a = analysis(T_c(map)),  x = (a − Σ_j D_j(t) β_j) / s_c
+    decode   a = s_c x + Σ_j D_j(t) β_j,  map = T_c⁻¹(synthesis(a))
+
+s_c is the standard deviation of the anomalies over the training samples and the sphere: by
+Parseval s_c² = (1/N) Σ_samples (1/4π) Σ_i (a_i − Σ_j D_j β_ji)².  It does not depend on the
+degree, so that the spectrum keeps its shape.  D are the columns of
+:mod:`spherediff.data.climatology`.
+
+Maps are read, transformed and analysed chunk by chunk in float64; only coefficients are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff.data import climatology as climatologies
+from spherediff.data.archive import (
+    grid_coordinates,
+    grid_of,
+    normalise,
+    sample_dimension,
+)
+from spherediff.data.climatology import Climatology, Constant
+from spherediff.data.transforms import (
+    Identity,
+    Quantile,
+    Transform,
+    transform_config,
+    transform_from_config,
+)
+from spherediff.grids import Grid
+
+_LOG = logging.getLogger(__name__)
+
+_FORMAT = 1
+_BATCH = 64  # samples transformed at once
+_QUANTILE_VALUES = 2_000_000  # values a Quantile is fitted to, from evenly spaced samples
+_MUCH_LOST = 0.05  # fraction of variance beyond lmax that deserves a warning
+_KEPT_ATTRS = ("units", "long_name", "standard_name")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Maps ↔ standardised anomalies of coefficients, shape (samples, channels, (lmax+1)²).
+
+    Made by :meth:`fit` or :meth:`from_state`.
+
+    Attributes:
+        names: the variables, one for each channel.
+        attrs: ``units``, ``long_name`` and ``standard_name`` of each, where the archive has them.
+        transforms: the pointwise transform of each.
+        lmax: band limit.
+        climatology: the model of the yearly cycle.
+        cycle: its coefficients β, in transformed units, float64 (columns, channels, n).
+        scale: s_c in transformed units, float64 (channels,).
+        truncated: fraction of the training samples' variance (about the time mean, in transformed
+            units, averaged over the sphere) that lies beyond lmax and is lost; float64
+            (channels,).
+    """
+
+    names: tuple[str, ...]
+    attrs: tuple[dict[str, str], ...]
+    transforms: tuple[Transform, ...]
+    lmax: int
+    climatology: Climatology
+    cycle: Tensor
+    scale: Tensor
+    truncated: Tensor
+
+    @classmethod
+    def fit(
+        cls,
+        ds: xr.Dataset,
+        variables: str | Sequence[str] | None = None,
+        *,
+        lmax: int,
+        transform: Mapping[str, Transform] | None = None,
+        climatology: Climatology = Constant(),
+    ) -> Encoder:
+        """Fit transforms, climatology and scale to training samples.
+
+        Args:
+            ds: the training samples, and only these.
+            variables: the channels, in order; by default all fields of ``ds``.
+            lmax: band limit, at most what the grid supports.
+            transform: pointwise transform by variable; Identity for the others.
+            climatology: what to remove from each coefficient.
+
+        Raises:
+            ValueError: the grid is regional or irregular or too coarse for ``lmax``; a variable
+                is missing, constant, or has missing or infinite values; fewer than two samples;
+                no dates for a climatology that needs them, or too few samples for it.
+        """
+        ds = normalise(ds, variables)
+        names = _names(ds, variables)
+        grid = grid_of(ds)
+        count = ds.sizes[sample_dimension(ds)]
+        if count < 2:
+            raise ValueError(f"fitting needs at least two samples, got {count}")
+        _require_band_limit(grid, lmax)
+        design = climatology.design(_times(ds), count)
+        unfitted = _transforms(names, transform or {})
+        transforms = tuple(
+            _fitted(ds[name], one, grid) for name, one in zip(names, unfitted, strict=True)
+        )
+        a, lost = _analyse_with_residual(ds, names, transforms, grid, lmax)
+        cycle = climatologies.fit(design, a.reshape(count, -1)).reshape(-1, *a.shape[1:])
+        anomalies = a - np.einsum("sk,kcn->scn", design, cycle)
+        scale = np.sqrt(np.square(anomalies).sum(-1).mean(0) / (4 * math.pi))
+        _require_variability(names, scale, a, climatology)
+        kept = a.var(axis=0).sum(-1) / (4 * math.pi)
+        truncated = lost / (lost + kept)
+        for name, fraction in zip(names, truncated, strict=True):
+            level = logging.WARNING if fraction > _MUCH_LOST else logging.INFO
+            _LOG.log(level, "%s: %.2g of the variance is beyond lmax = %d", name, fraction, lmax)
+        return cls(
+            names,
+            tuple(_kept_attrs(ds[name]) for name in names),
+            transforms,
+            lmax,
+            climatology,
+            torch.from_numpy(cycle),
+            torch.from_numpy(scale),
+            torch.from_numpy(truncated),
+        )
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Physical units of each channel; "1" where the archive gives none."""
+        return tuple(attrs.get("units", "1") for attrs in self.attrs)
+
+    def encode(self, ds: xr.Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standardised anomalies of an archive, chunk by chunk.
+
+        Args:
+            ds: an archive with the encoder's variables and units, on any grid that supports lmax.
+            dtype: of the result.
+
+        Returns:
+            Shape (samples, channels, (lmax+1)²).
+
+        Raises:
+            ValueError: as for :meth:`fit`, or units differ from those of the training samples.
+        """
+        ds = normalise(ds, list(self.names))
+        self._require_units(ds)
+        grid = grid_of(ds)
+        _require_band_limit(grid, self.lmax)
+        times, count = _times(ds), ds.sizes[sample_dimension(ds)]
+        design = torch.from_numpy(self.climatology.design(times, count))
+        x = torch.empty(count, len(self.names), harmonics.count(self.lmax), dtype=dtype)
+        for channel, (name, transform) in enumerate(zip(self.names, self.transforms, strict=True)):
+            for part, maps in _blocks(ds, name, transform):
+                a = grid.analysis(torch.from_numpy(maps), self.lmax)
+                x[part, channel] = (
+                    (a - design[part] @ self.cycle[:, channel]) / self.scale[channel]
+                ).to(dtype)
+        return x
+
+    def decode(self, x: Tensor, grid: Grid, time: Any = None) -> xr.Dataset:
+        """Maps in physical units on ``grid``, with CF metadata.
+
+        Args:
+            x: standardised anomalies, shape (samples, channels, (lmax+1)²).
+            grid: where to evaluate them: any grid, or Points.
+            time: date of each sample, or one for all (datetime64, cftime, ISO text, or a
+                DataArray such as ``ds.time``, whose dimension the result then has); needed if the
+                climatology varies with the time of the year.
+
+        Returns:
+            float32 fields (sample, …) with a coordinate ``time`` where it is given.  Log1p and
+            SquareRoot give no value below 0.
+
+        Raises:
+            ValueError: the shape of ``x`` is another, or dates are missing or too few.
+        """
+        dates = None if time is None else _dates(time, len(x))
+        sample = "sample" if dates is None else str(dates.dims[0])
+        a = self.restore(x, dates)
+        values = np.empty((len(self.names), len(a), *grid.shape), np.float32)
+        for k in range(0, len(a), _BATCH):
+            maps = grid.synthesis(a[k : k + _BATCH]).numpy()
+            for channel, transform in enumerate(self.transforms):
+                values[channel, k : k + _BATCH] = transform.inverse(maps[:, channel])
+        dims, coords = grid_coordinates(grid)
+        mapping = {"grid_mapping": "crs"} if "crs" in coords else {}
+        fields = {
+            name: xr.Variable((sample, *dims), field, attrs | {"units": units} | mapping)
+            for name, field, attrs, units in zip(
+                self.names, values, self.attrs, self.units, strict=True
+            )
+        }
+        dated = {} if dates is None else {"time": dates.variable}
+        return xr.Dataset(fields, coords | dated, {"Conventions": "CF-1.10"})
+
+    def restore(self, x: Tensor, time: Any = None) -> Tensor:
+        """Coefficients in transformed units, before synthesis; arguments as :meth:`decode`.
+
+        Returns:
+            float64 tensor on the CPU, shape (samples, channels, (lmax+1)²).
+        """
+        expected = (len(self.names), harmonics.count(self.lmax))
+        if x.ndim != 3 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"expected anomalies of shape (samples, {expected[0]}, {expected[1]}) for"
+                f" {', '.join(self.names)} at lmax = {self.lmax}, got {tuple(x.shape)}"
+            )
+        dates = None if time is None else _dates(time, len(x))
+        anomalies = x.detach().cpu().double() * self.scale[:, None]
+        return anomalies + self.climatology_at(dates, len(x))
+
+    def climatology_at(self, time: xr.DataArray | None, count: int) -> Tensor:
+        """Climatology Σ_j D_j(t) β_j of ``count`` samples, float64 (count, channels, n)."""
+        design = torch.from_numpy(self.climatology.design(time, count))
+        return torch.einsum("sk,kcn->scn", design, self.cycle)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A JSON-able configuration and tensors, from which :meth:`from_state` makes the same."""
+        channels = [
+            {"name": name, "attrs": dict(attrs), "transform": transform_config(transform)}
+            for name, attrs, transform in zip(self.names, self.attrs, self.transforms, strict=True)
+        ]
+        config = {
+            "format": _FORMAT,
+            "lmax": self.lmax,
+            "channels": channels,
+            "climatology": climatologies.climatology_config(self.climatology),
+        }
+        return config, {"cycle": self.cycle, "scale": self.scale, "truncated": self.truncated}
+
+    @classmethod
+    def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
+        """The encoder of :meth:`state`, also after a passage through JSON and safetensors.
+
+        Raises:
+            ValueError: another format, a missing entry or a tensor of another shape.
+        """
+        if config.get("format") != _FORMAT:
+            raise ValueError(f"expected an encoder of format {_FORMAT}, got {config.get('format')}")
+        missing = [k for k in ("lmax", "channels", "climatology") if k not in config]
+        missing += [k for k in ("cycle", "scale", "truncated") if k not in tensors]
+        if missing:
+            raise ValueError(f"the encoder's state lacks {', '.join(missing)}")
+        channels = config["channels"]
+        climatology = climatologies.climatology_from_config(config["climatology"])
+        shape = (climatology.columns(), len(channels), harmonics.count(config["lmax"]))
+        cycle = tensors["cycle"]
+        if tuple(cycle.shape) != shape or tuple(tensors["scale"].shape) != shape[1:2]:
+            raise ValueError(f"expected a climatology of shape {shape}, got {tuple(cycle.shape)}")
+        return cls(
+            tuple(c["name"] for c in channels),
+            tuple(dict(c["attrs"]) for c in channels),
+            tuple(transform_from_config(c["transform"]) for c in channels),
+            config["lmax"],
+            climatology,
+            cycle.double(),
+            tensors["scale"].double(),
+            tensors["truncated"].double(),
+        )
+
+    def _require_units(self, ds: xr.Dataset) -> None:
+        for name, expected in zip(self.names, self.units, strict=True):
+            found = ds[name].attrs.get("units", "1")
+            if found != expected:
+                raise ValueError(
+                    f"{name} is in {found!r}, but the encoder was fitted in {expected!r}: convert"
+                    " it and set its units attribute"
+                )
+
+
+def _names(ds: xr.Dataset, variables: str | Sequence[str] | None) -> tuple[str, ...]:
+    if variables is None:
+        return tuple(str(name) for name in ds.data_vars)
+    return (variables,) if isinstance(variables, str) else tuple(variables)
+
+
+def _transforms(
+    names: tuple[str, ...], transform: Mapping[str, Transform]
+) -> tuple[Transform, ...]:
+    unknown = [name for name in transform if name not in names]
+    if unknown:
+        raise ValueError(
+            f"a transform is given for {', '.join(unknown)}, but the variables are"
+            f" {', '.join(names)}"
+        )
+    return tuple(transform.get(name, Identity()) for name in names)
+
+
+def _kept_attrs(field: xr.DataArray) -> dict[str, str]:
+    return {key: str(field.attrs[key]) for key in _KEPT_ATTRS if key in field.attrs}
+
+
+def _times(ds: xr.Dataset) -> xr.DataArray | None:
+    """Dates of the samples; None where the dataset has none."""
+    return ds["time"] if "time" in ds.coords and ds["time"].ndim == 1 else None
+
+
+def _dates(time: Any, count: int) -> xr.DataArray:
+    """One date for each sample, as a DataArray along its own dimension or ``sample``.
+
+    Raises:
+        ValueError: another number of dates, or no dates.
+    """
+    if isinstance(time, xr.DataArray) and time.ndim == 1:
+        dates = time.reset_coords(drop=True)
+    else:
+        values = np.asarray(time.values if isinstance(time, xr.DataArray) else time)
+        if values.dtype.kind in "US":
+            values = values.astype("datetime64[ns]")
+        if values.dtype == object and not climatologies.is_dates(np.atleast_1d(values)):
+            values = values.astype("datetime64[ns]")  # datetime.datetime
+        if values.ndim == 0:
+            values = np.repeat(values, count)
+        dates = xr.DataArray(values, dims="sample")
+    if dates.ndim != 1 or len(dates) != count:
+        raise ValueError(f"expected one date for each of {count} samples, got {dates.shape}")
+    return dates
+
+
+def _require_band_limit(grid: Grid, lmax: int) -> None:
+    if not 0 <= lmax <= grid.max_lmax:
+        raise ValueError(
+            f"expected 0 ≤ lmax ≤ {grid.max_lmax}, the largest that {grid!r} supports, got {lmax}"
+        )
+
+
+def _require_variability(
+    names: tuple[str, ...],
+    scale: NDArray[np.float64],
+    a: NDArray[np.float64],
+    climatology: Climatology,
+) -> None:
+    magnitude = np.sqrt(np.square(a).sum(-1).mean(0) / (4 * math.pi))
+    for name, s, size in zip(names, scale, magnitude, strict=True):
+        if s <= 1e-9 * size or not np.isfinite(s):
+            what = "zero everywhere" if size == 0 else "constant after removing the climatology"
+            raise ValueError(
+                f"{name} is {what} ({climatology!r}) in the training samples: there is nothing to"
+                " learn; leave the variable out, or give more samples"
+            )
+
+
+def _sample_slices(ds: xr.Dataset) -> Iterator[slice]:
+    """The dask chunks of the samples, so that no stored chunk is read twice."""
+    dim = sample_dimension(ds)
+    sizes = ds.chunksizes.get(dim, (ds.sizes[dim],))
+    stop = 0
+    for size in sizes:
+        start, stop = stop, stop + size
+        yield slice(start, stop)
+
+
+def _blocks(
+    ds: xr.Dataset, name: str, transform: Transform
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Transformed maps of one variable, a batch of samples at a time."""
+    dim = sample_dimension(ds)
+    for part in _sample_slices(ds):
+        values = _read(ds[name].isel({dim: part}))
+        if not np.isfinite(values).all():
+            raise ValueError(_missing(ds, name))
+        for k in range(0, len(values), _BATCH):
+            batch = values[k : k + _BATCH]
+            start = part.start + k
+            yield slice(start, start + len(batch)), _forward(transform, batch, name)
+
+
+def _forward(transform: Transform, values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(transform.forward(values), np.float64)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _read(field: xr.DataArray) -> NDArray[np.float64]:
+    """Values in memory, float64.
+
+    Raises:
+        OSError: the file turns out to be damaged where these values lie.
+    """
+    try:
+        return np.asarray(field.values, np.float64)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"cannot read the values of {field.name}: the file is damaged: {error}"
+        ) from error
+
+
+def _missing(ds: xr.Dataset, name: str) -> str:
+    """Message that counts what is missing in a variable, and says what to do."""
+    dim = sample_dimension(ds)
+    nan = infinite = affected = 0
+    first = None
+    for part in _sample_slices(ds):
+        values = _read(ds[name].isel({dim: part})).reshape(part.stop - part.start, -1)
+        nan += int(np.isnan(values).sum())
+        infinite += int(np.isinf(values).sum())
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        affected += len(bad)
+        if first is None and len(bad):
+            first = part.start + int(bad[0])
+    total = math.prod(ds[name].shape)
+    return (
+        f"{name} has {nan} missing and {infinite} infinite values among {total}"
+        f" ({(nan + infinite) / total:.2g}), in {affected} of {ds.sizes[dim]} samples, first in"
+        f" sample {first}; a spherical-harmonic analysis needs every value. Fill them with"
+        " spherediff.data.fill(ds, value), where value is a number in the variable's units or"
+        " 'mean' for the mean of the other samples, or leave these samples out"
+    )
+
+
+def _fitted(field: xr.DataArray, transform: Transform, grid: Grid) -> Transform:
+    """The transform, a Quantile with its table made from evenly spaced samples."""
+    if not isinstance(transform, Quantile) or transform.x:
+        return transform
+    ds = field.to_dataset()
+    dim = sample_dimension(ds)
+    count = min(ds.sizes[dim], max(1, _QUANTILE_VALUES // math.prod(grid.shape)))
+    chosen = np.unique(np.linspace(0, ds.sizes[dim] - 1, count).round().astype(int))
+    values = _read(field.isel({dim: chosen}))
+    if not np.isfinite(values).all():
+        raise ValueError(_missing(ds, str(field.name)))
+    weights = np.broadcast_to(grid.area_weights.numpy(), values.shape)
+    try:
+        return transform.fit(values, weights)
+    except ValueError as error:
+        raise ValueError(f"{field.name}: {error}") from error
+
+
+def _analyse_with_residual(
+    ds: xr.Dataset,
+    names: tuple[str, ...],
+    transforms: tuple[Transform, ...],
+    grid: Grid,
+    lmax: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coefficients (samples, channels, n) and the variance that lmax leaves out (channels,).
+
+    The latter is the variance over samples of map − synthesis(analysis(map)), averaged over the
+    sphere.
+    """
+    count = ds.sizes[sample_dimension(ds)]
+    coefficients = np.empty((count, len(names), harmonics.count(lmax)))
+    lost = np.empty(len(names))
+    weights = grid.area_weights.numpy() / (4 * math.pi)
+    for channel, (name, transform) in enumerate(zip(names, transforms, strict=True)):
+        total, squares = np.zeros(grid.shape), np.zeros(grid.shape)
+        for part, maps in _blocks(ds, name, transform):
+            a = grid.analysis(torch.from_numpy(maps), lmax)
+            residual = maps - grid.synthesis(a).numpy()
+            total += residual.sum(0)
+            squares += np.square(residual).sum(0)
+            coefficients[part, channel] = a.numpy()
+        variance = np.maximum(squares / count - np.square(total / count), 0)
+        lost[channel] = (weights * variance).sum()
+    return coefficients, lost
