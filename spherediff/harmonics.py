@@ -16,10 +16,13 @@ which is an isometry: Σ_i a_i² = ∫ f².
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from spherediff._linear import linear
 
 
 def count(lmax: int) -> int:
@@ -93,19 +96,6 @@ def degree_spectrum(a: Tensor) -> Tensor:
     return total / (2 * torch.arange(total.shape[-1], device=a.device) + 1)
 
 
-@lru_cache(maxsize=4)
-def _packed_index(lmax: int) -> Tensor:
-    """Flat real index of (ℓ, m ≥ 0) in healpy's m-major order; int32 keeps it small."""
-    ell = torch.arange(lmax + 1, dtype=torch.int32)
-    return torch.cat([ell[m:] * (ell[m:] + 1) + m for m in range(lmax + 1)])
-
-
-@lru_cache(maxsize=4)
-def _packed_order(lmax: int) -> Tensor:
-    m = torch.arange(lmax + 1, dtype=torch.int32)
-    return m.repeat_interleave(lmax + 1 - m)
-
-
 def to_healpy(a: Tensor) -> Tensor:
     """Real coefficients to healpy's packed complex a_ℓm.
 
@@ -115,17 +105,9 @@ def to_healpy(a: Tensor) -> Tensor:
     Returns:
         Complex tensor of shape (..., (lmax+1)(lmax+2)/2), m-major as healpy stores it.
     """
-    lmax = band_limit(a.shape[-1])
-    positive = _packed_index(lmax).to(a.device)
-    negative = positive - 2 * _packed_order(lmax).to(a.device)
-    packed = torch.empty(*a.shape[:-1], len(positive), 2, dtype=a.dtype, device=a.device)
-    packed[..., 0] = a.index_select(-1, positive)
-    packed[..., 1] = a.index_select(-1, negative)
-    packed[..., 0].mul_(math.sqrt(0.5))
-    packed[..., 1].mul_(-math.sqrt(0.5))
-    packed[..., : lmax + 1, 0] = a.index_select(-1, positive[: lmax + 1])
-    packed[..., : lmax + 1, 1] = 0
-    return torch.view_as_complex(packed)
+    band_limit(a.shape[-1])
+    scale = math.sqrt(0.5)
+    return linear(a, lambda x: _pack(x, scale), lambda z: _unpack(z, scale))
 
 
 def from_healpy(alm: Tensor) -> Tensor:
@@ -142,16 +124,111 @@ def from_healpy(alm: Tensor) -> Tensor:
     """
     if not alm.is_complex():
         raise TypeError(f"expected complex healpy coefficients, got {alm.dtype}")
-    size = alm.shape[-1]
+    _packed_band_limit(alm.shape[-1])
+    scale = math.sqrt(2)
+    return linear(alm, lambda z: _unpack(z, scale), lambda x: _pack(x, scale))
+
+
+def _packed_band_limit(size: int) -> int:
     lmax = (math.isqrt(8 * size + 1) - 3) // 2
     if size < 1 or (lmax + 1) * (lmax + 2) // 2 != size:
         raise ValueError(
             f"expected (lmax+1)(lmax+2)/2 packed coefficients with mmax = lmax, got {size}"
         )
-    positive = _packed_index(lmax).to(alm.device)
-    negative = positive - 2 * _packed_order(lmax).to(alm.device)
-    parts = torch.view_as_real(alm)
-    a = torch.empty(*alm.shape[:-1], count(lmax), dtype=parts.dtype, device=alm.device)
-    a = a.index_copy(-1, negative.long(), parts[..., 1] * -math.sqrt(2))
-    a = a.index_copy(-1, positive.long(), parts[..., 0] * math.sqrt(2))
-    return a.index_copy(-1, positive[: lmax + 1].long(), parts[..., : lmax + 1, 0])
+    return lmax
+
+
+# The work goes by blocks, so that indices and temporaries stay small beside a large field, and
+# by groups of rows: many short rows at once are several times faster than one by one, while
+# long rows are best taken singly and as vectors.
+_BLOCK = 2**20
+
+
+def _pack(a: Tensor, scale: float) -> Tensor:
+    """a_{ℓ,0}, and scale·(a_{ℓ,m} − i a_{ℓ,−m}) for m > 0; the transpose of :func:`_unpack`."""
+    lmax = band_limit(a.shape[-1])
+    rows = a.reshape(-1, a.shape[-1])
+    dtype = torch.complex64 if a.dtype == torch.float32 else torch.complex128
+    packed = torch.empty(len(rows), _packed_start(lmax, lmax + 1), dtype=dtype, device=a.device)
+    for first, last in _order_blocks(lmax):
+        positive, negative = _pack_index(lmax, first, last, a.device)
+        block = slice(_packed_start(lmax, first), _packed_start(lmax, last))
+        for source, target in _row_groups(rows, packed):
+            real = source.index_select(-1, positive).mul_(scale)
+            imaginary = source.index_select(-1, negative).mul_(-scale)
+            torch.complex(real, imaginary, out=target[..., block])
+    packed[:, : lmax + 1] = rows.index_select(-1, _zonal_index(lmax, a.device))
+    return packed.reshape(*a.shape[:-1], packed.shape[-1])
+
+
+def _unpack(alm: Tensor, scale: float) -> Tensor:
+    """Re a_ℓ0, and scale·Re a_ℓm, −scale·Im a_ℓm for m > 0; the transpose of :func:`_pack`."""
+    lmax = _packed_band_limit(alm.shape[-1])
+    rows = torch.view_as_real(alm.resolve_conj().contiguous()).reshape(-1, 2 * alm.shape[-1])
+    a = torch.empty(len(rows), count(lmax), dtype=rows.dtype, device=alm.device)
+    for first, last in _degree_blocks(lmax):
+        index, sign = _unpack_index(lmax, first, last, alm.device)
+        for source, target in _row_groups(rows, a):
+            selected = source.index_select(-1, index)
+            torch.mul(selected.mul_(scale), sign, out=target[..., first**2 : last**2])
+    zonal = torch.arange(0, 2 * (lmax + 1), 2, device=alm.device)
+    a[:, _zonal_index(lmax, alm.device)] = rows[:, zonal]
+    return a.reshape(*alm.shape[:-1], a.shape[-1])
+
+
+def _packed_start(lmax: int, m: int) -> int:
+    """Position of the first entry of order m, which is (ℓ = m, m), in healpy's packing."""
+    return m * (2 * lmax + 3 - m) // 2
+
+
+@lru_cache(maxsize=16)
+def _order_blocks(lmax: int) -> list[tuple[int, int]]:
+    return _blocks([_packed_start(lmax, m) for m in range(lmax + 2)])
+
+
+@lru_cache(maxsize=16)
+def _degree_blocks(lmax: int) -> list[tuple[int, int]]:
+    return _blocks([ell**2 for ell in range(lmax + 2)])
+
+
+def _blocks(starts: list[int]) -> list[tuple[int, int]]:
+    """Ranges first ≤ i < last with at most ``_BLOCK`` entries, or one i, that cover all."""
+    blocks, first = [], 0
+    for last in range(1, len(starts)):
+        if last + 1 == len(starts) or starts[last + 1] - starts[first] > _BLOCK:
+            blocks.append((first, last))
+            first = last
+    return blocks
+
+
+def _row_groups(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = _BLOCK // 4 // source.shape[-1]
+    if size <= 1:
+        return zip(source, target, strict=True)
+    return zip(source.split(size), target.split(size), strict=True)
+
+
+@lru_cache(maxsize=8)
+def _zonal_index(lmax: int, device: torch.device) -> Tensor:
+    ell = torch.arange(lmax + 1, device=device)
+    return ell * (ell + 1)
+
+
+@lru_cache(maxsize=4)
+def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Flat indices of (ℓ, m) and (ℓ, −m) for first ≤ m < last, m-major."""
+    ell = torch.arange(lmax + 1, dtype=torch.int32, device=device)
+    centre = ell * (ell + 1)
+    positive = torch.cat([centre[m:] + m for m in range(first, last)])
+    negative = torch.cat([centre[m:] - m for m in range(first, last)])
+    return positive, negative
+
+
+@lru_cache(maxsize=4)
+def _unpack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Place of (ℓ, m), first ≤ ℓ < last, among packed real parts, and its sign there."""
+    ell = torch.arange(first, last, dtype=torch.int32, device=device)
+    ell = ell.repeat_interleave(2 * ell + 1)
+    m = torch.arange(first**2, last**2, dtype=torch.int32, device=device) - ell * (ell + 1)
+    position = m.abs() * (2 * lmax + 1 - m.abs()) // 2 + ell
+    return 2 * position + (m < 0), torch.where(m < 0, -1, 1).to(torch.int8)

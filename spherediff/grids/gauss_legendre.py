@@ -1,4 +1,4 @@
-"""The Gauss–Legendre grid, by batched Legendre matrix products and real Fourier sums.
+"""The Gauss–Legendre grid, by batched Legendre matrix products and real Fourier transforms.
 
 With normalised associated Legendre functions λ_ℓm(θ) = Y_ℓ^m(θ, 0),
 
@@ -10,22 +10,36 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
     a = Sᵀ (w v),   w_jk = 2π/nlon · w_j,
 
 with Gauss weights w_j is exact for band limits up to L.
+
+The sums over ℓ are one matrix product for each m, whose columns are the cosine and sine parts
+of all fields of the batch; fields stand last, so that gathering the coefficients of one m copies
+whole rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import ducc0
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.grids._linear import linear
+from spherediff._linear import linear
 from spherediff.grids.grid import Grid
+from spherediff.grids.latlon import LatLon
+
+# The tables hold (lmax+1)³ numbers: 68 MB in float32 at this band limit.  Above it, on the CPU,
+# ducc0 transforms field by field without them.
+_LARGEST_TABLE = 256
+
+_ORDERS_PER_BLOCK = 32
 
 
 class GaussLegendre(Grid):
@@ -33,7 +47,8 @@ class GaussLegendre(Grid):
 
     Args:
         lmax: band limit up to which the analysis is exact.
-        nlon: number of longitudes, at least 2·lmax + 1; by default 2·(lmax + 1).
+        nlon: number of longitudes, at least 2·lmax + 1; by default the first even number from
+            2·(lmax + 1) on that suits the fast Fourier transform.
 
     Raises:
         ValueError: ``lmax`` is negative or ``nlon`` is too small.
@@ -43,7 +58,7 @@ class GaussLegendre(Grid):
         if lmax < 0:
             raise ValueError(f"lmax must be at least 0, got {lmax}")
         if nlon is None:
-            nlon = 2 * (lmax + 1)
+            nlon = 2 * int(next_fast_len(lmax + 1))  # pyright: ignore[reportArgumentType]
         if nlon < 2 * lmax + 1:
             raise ValueError(
                 f"lmax = {lmax} needs at least {2 * lmax + 1} longitudes, got nlon = {nlon}"
@@ -70,81 +85,149 @@ class GaussLegendre(Grid):
         return weights[:, None].expand(self.shape).clone()
 
     def _synthesis(self, a: Tensor) -> Tensor:
-        nlat, nlon = self.shape
         lmax = harmonics.band_limit(a.shape[-1])
-        table = _legendre_table(lmax, nlat, False, a.dtype, a.device)
-        x = a.reshape(-1, a.shape[-1]).index_select(-1, _spread_index(lmax, a.device))
-        x = x.reshape(-1, 2, lmax + 1, lmax + 1)
-        legendre = torch.empty(2, lmax + 1, len(x), nlat, dtype=a.dtype, device=a.device)
-        for part in (0, 1):
-            torch.bmm(x[:, part].transpose(0, 1), table, out=legendre[part])
-        fourier = _fourier_table(lmax, nlon, a.dtype, a.device)
-        values = legendre.reshape(2 * (lmax + 1), -1).T @ fourier
-        return values.reshape(*a.shape[:-1], nlat, nlon)
+        if self._by_ducc(lmax, a.device):
+            return self._ducc._synthesis(a)
+        nlat, nlon = self.shape
+        table, plan = self._tables(lmax, a)
+        fields = a.numel() // a.shape[-1]
+        columns = a.reshape(fields, -1).T.clone(memory_format=torch.contiguous_format)
+        columns.mul_(plan.synthesis_factor)
+        x = columns.index_select(0, plan.spread)
+        rings = a.new_empty(lmax + 1, nlat, 2 * fields)
+        for block in plan.blocks:
+            legendre = table[block.orders, block.orders.start :]
+            torch.bmm(legendre.transpose(1, 2), block.of(x, lmax), out=rings[block.orders])
+        rings = rings.permute(2, 1, 0)  # (cos | sin, θ, m)
+        spectrum = torch.complex(rings[:fields], rings[fields:])
+        values = torch.fft.irfft(spectrum, n=nlon, norm="forward")
+        return values.view(*a.shape[:-1], nlat, nlon)
 
     def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        return self._to_coefficients(values, lmax, weighted=False)
+        if self._by_ducc(lmax, values.device):
+            return self._ducc._adjoint(values, lmax)
+        return self._to_coefficients(values, lmax, *self._tables(lmax, values))
 
     def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
-        return self._to_coefficients(values, lmax, weighted=True)
+        if self._by_ducc(lmax, values.device):
+            return self._ducc._quadrature(values, lmax)
+        _, plan = self._tables(lmax, values)
+        weighted = _weighted_table(lmax, self.shape, values.dtype, values.device)
+        return self._to_coefficients(values, lmax, weighted, plan)
 
-    def _to_coefficients(self, values: Tensor, lmax: int, weighted: bool) -> Tensor:
+    def _to_coefficients(self, values: Tensor, lmax: int, table: Tensor, plan: _Plan) -> Tensor:
         nlat, nlon = self.shape
-        table = _legendre_table(lmax, nlat, weighted, values.dtype, values.device)
-        fourier = _fourier_table(lmax, nlon, values.dtype, values.device)
-        legendre = (fourier @ values.reshape(-1, nlon).T).reshape(2, lmax + 1, -1, nlat)
-        x = torch.stack([torch.bmm(part, table.transpose(1, 2)) for part in legendre])
-        x = x.permute(2, 0, 1, 3).flatten(1)
-        a = x.index_select(-1, _collect_index(lmax, values.device))
-        if weighted:
-            a = a * (2 * math.pi / nlon)
-        return a.reshape(*values.shape[:-2], a.shape[-1])
+        fields = values.numel() // (nlat * nlon)
+        spectrum = torch.fft.rfft(values.reshape(fields, nlat, nlon))
+        # Two steps, each kind to the cache: fields last, then cosine and sine parts asunder.
+        by_order = torch.empty_like(spectrum).resize_(lmax + 1, nlat, fields)
+        by_order.copy_(spectrum.permute(2, 1, 0)[: lmax + 1])
+        rings = values.new_empty(lmax + 1, nlat, 2, fields)
+        rings.copy_(torch.view_as_real(by_order).movedim(-1, -2))
+        rings = rings.view(lmax + 1, nlat, 2 * fields)
+        x = values.new_empty(len(plan.spread), fields)
+        for block in plan.blocks:
+            legendre = table[block.orders, block.orders.start :]
+            torch.bmm(legendre, rings[block.orders], out=block.of(x, lmax))
+        columns = x.index_select(0, plan.collect).mul_(plan.adjoint_factor)
+        return columns.T.contiguous().view(*values.shape[:-2], len(columns))
 
     def _adjoint_quadrature(self, a: Tensor) -> Tensor:
-        weights = self.area_weights.to(a)
-        return self._synthesis(a) * weights
+        return self._synthesis(a) * self.area_weights.to(a)
 
     def _analysis(self, values: Tensor, lmax: int) -> Tensor:
         return linear(values, lambda v: self._quadrature(v, lmax), self._adjoint_quadrature)
 
+    def _tables(self, lmax: int, like: Tensor) -> tuple[Tensor, _Plan]:
+        return (
+            _legendre_table(lmax, self.shape[0], like.dtype, like.device),
+            _plan(lmax, like.dtype, like.device),
+        )
+
+    def _by_ducc(self, lmax: int, device: torch.device) -> bool:
+        aliased = 2 * lmax >= self.shape[1]
+        return aliased or (device.type == "cpu" and lmax > _LARGEST_TABLE)
+
+    @cached_property
+    def _ducc(self) -> LatLon:
+        return LatLon(self.latitude, self.longitude)
+
+
+class _Block(NamedTuple):
+    """A range of orders and its rows: (m, ℓ, cos | sin), ℓ from the lowest order of the range.
+
+    The rows where ℓ < m are padding.  A handful of blocks has little of it, and yet few products.
+    """
+
+    orders: slice
+    rows: slice
+
+    def of(self, x: Tensor, lmax: int) -> Tensor:
+        """The rows of this block as matrices, shape (m, ℓ, 2·fields)."""
+        first, last = self.orders.start, self.orders.stop
+        return x[self.rows].view(last - first, lmax + 1 - first, 2 * x.shape[-1])
+
+
+class _Plan(NamedTuple):
+    """What carries flat coefficients to the blocks and back.
+
+    Attributes:
+        blocks: the blocks, which cover all orders.
+        spread: flat index for each row of the blocks, any in the padding: the table is 0 there.
+        collect: row of each coefficient.
+        synthesis_factor: of each coefficient, shape (n, 1), so that the Fourier coefficients of
+            a real field come out, A_0 and (A_m − i B_m)/2.
+        adjoint_factor: likewise for the way back, where Σ_k v_k e^{−imφ_k} comes in.
+    """
+
+    blocks: list[_Block]
+    spread: Tensor
+    collect: Tensor
+    synthesis_factor: Tensor
+    adjoint_factor: Tensor
+
+
+@lru_cache(maxsize=32)
+def _plan(lmax: int, dtype: torch.dtype, device: torch.device) -> _Plan:
+    degree, order = harmonics.degrees(lmax), harmonics.orders(lmax)
+    blocks, spread, collect = [], [], torch.empty(len(degree), dtype=torch.int32)
+    rows = 0
+    edges = torch.linspace(0, lmax + 1, max(1, (lmax + 1) // _ORDERS_PER_BLOCK) + 1).int().tolist()
+    for first, last in itertools.pairwise(edges):
+        ell, m = torch.arange(first, lmax + 1), torch.arange(first, last)[:, None]
+        centre = ell * (ell + 1)
+        index = torch.stack([centre + m, centre - m], dim=-1)
+        spread.append(torch.where((ell >= m)[..., None], index, 0).flatten())
+        here = (order.abs() >= first) & (order.abs() < last)
+        place = (order.abs() - first) * len(ell) + degree - first
+        collect[here] = (rows + 2 * place + (order < 0)).int()[here]
+        blocks.append(_Block(slice(first, last), slice(rows, rows + index.numel())))
+        rows += index.numel()
+    sign = torch.where(order < 0, -1.0, 1.0).to(torch.float64)[:, None]
+    zonal = (order == 0)[:, None]
+    return _Plan(
+        blocks,
+        torch.cat(spread).int().to(device),
+        collect.to(device),
+        torch.where(zonal, 1.0, sign * math.sqrt(0.5)).to(device, dtype),
+        torch.where(zonal, 1.0, sign * math.sqrt(2)).to(device, dtype),
+    )
+
 
 @lru_cache(maxsize=16)
-def _spread_index(lmax: int, device: torch.device) -> Tensor:
-    """Flat index i(ℓ, ±m) for the rectangle (sign, m, ℓ); anything where ℓ < m."""
-    ell = torch.arange(lmax + 1)
-    m = ell[:, None]
-    centre = ell * (ell + 1)
-    index = torch.stack([centre + m, centre - m])
-    return torch.where(ell >= m, index, 0).flatten().to(device)
+def _legendre_table(lmax: int, nlat: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """λ_ℓm(θ_j), shape (m, ℓ, nlat)."""
+    return legendre(lmax, ducc0.misc.GL_thetas(nlat)).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
-def _collect_index(lmax: int, device: torch.device) -> Tensor:
-    """Position of coefficient i = (ℓ, m) in the rectangle (sign, |m|, ℓ)."""
-    ell, m = harmonics.degrees(lmax), harmonics.orders(lmax)
-    negative = (m < 0).long()
-    return ((negative * (lmax + 1) + m.abs()) * (lmax + 1) + ell).to(device)
-
-
-@lru_cache(maxsize=16)
-def _fourier_table(lmax: int, nlon: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """cos mφ_k, then sin mφ_k, m = 0 … lmax: shape (2 (lmax+1), nlon)."""
-    # The argument is reduced to one turn in integers, so that no digit is lost at large m k.
-    turns = torch.arange(lmax + 1)[:, None] * torch.arange(nlon) % nlon
-    angle = turns.double() * (2 * math.pi / nlon)
-    return torch.cat([angle.cos(), angle.sin()]).to(device, dtype)
-
-
-@lru_cache(maxsize=16)
-def _legendre_table(
-    lmax: int, nlat: int, weighted: bool, dtype: torch.dtype, device: torch.device
+def _weighted_table(
+    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """c_m λ_ℓm(θ_j), times the Gauss weight w_j if weighted: shape (m, ℓ, nlat)."""
+    """λ_ℓm(θ_j) times the quadrature weight w_jk, shape (m, ℓ, nlat)."""
+    nlat, nlon = shape
     table = legendre(lmax, ducc0.misc.GL_thetas(nlat))
-    table[1:] *= math.sqrt(2)
-    if weighted:
-        table *= torch.from_numpy(ducc0.misc.GL_weights(nlat, 1)) / (2 * math.pi)
-    return table.to(device, dtype)
+    return (table * torch.from_numpy(ducc0.misc.GL_weights(nlat, nlon))).to(device, dtype)
 
 
 def legendre(lmax: int, theta: NDArray[np.float64]) -> Tensor:

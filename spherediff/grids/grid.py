@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.grids._linear import linear
+from spherediff._linear import linear
 
 
 class Grid(ABC):

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spherediff._linear import linear
 from spherediff.grids import _packed
-from spherediff.grids._linear import linear
 from spherediff.grids.grid import Grid
 
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from spherediff._linear import linear
 from spherediff.grids import _packed
-from spherediff.grids._linear import linear
 from spherediff.grids.grid import Grid
 from spherediff.grids.points import degrees_axis, require_latitudes
 
@@ -81,8 +81,12 @@ class LatLon(Grid):
     def longitude(self) -> NDArray[np.float64]:
         return self._longitude
 
-    @cached_property
+    @property
     def area_weights(self) -> Tensor:
+        return self._weights.clone()
+
+    @cached_property
+    def _weights(self) -> Tensor:
         constant = torch.tensor([math.sqrt(4 * math.pi)], dtype=torch.float64)
         weights = self._arrange(self._adjoint_quadrature(constant))
         if not self._repeated:

@@ -95,19 +95,15 @@ class Points(Grid):
             )
         return _packed.unpack(packed, values, 1)
 
-    def analysis(self, values: Tensor, lmax: int) -> Tensor:
-        """Scattered points determine no field.
-
-        Raises:
-            ValueError: always.
-        """
+    def _require_analysable(self, values: Tensor, lmax: int) -> None:
+        self._require_values(values, lmax)
         raise ValueError(
             f"{self!r} have no analysis: values at scattered points do not determine a field;"
             " use adjoint for the transpose of synthesis, or condition a Gaussian field on them"
         )
 
     def _analysis(self, values: Tensor, lmax: int) -> Tensor:
-        return self.analysis(values, lmax)
+        raise NotImplementedError
 
 
 def degrees_axis(values: ArrayLike, what: str) -> NDArray[np.float64]:

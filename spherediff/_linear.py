@@ -1,4 +1,5 @@
 """Linear maps as differentiable functions: the backward of y = A x is Aᵀ, and that of Aᵀ is A."""
+# torch.autograd.Function leaves its arguments untyped.
 
 from __future__ import annotations
 
