@@ -1,0 +1,252 @@
+"""A spherical neural operator: coefficients in, coefficients out, nonlinear on the grid between.
+
+With S the synthesis on the Gauss–Legendre grid, A = S⁻¹ its analysis, e an embedding of
+log(σ_t/α_t) and u the preconditioned coefficients (unit variance in each, MATH: the argument of F
+in m = w + √p · F),
+
+    lift     h = W S(g_ℓ(e) u) + V s,             s: learned positional fields, sin(latitude), 1
+    block    z = (1 + γ(e)) h + β(e)
+             h ← h + B φ(K S(R_ℓ (1 + r_ℓ(e)) A z) + D z + c)
+    project  F = (1 + q_ℓ(e)) A(O h)
+
+W, V, B, K, D, O act on channels alone; R_ℓ is a full matrix between channels for each degree, the
+convolution that commutes with every rotation; g, r, q are gains for each degree that depend on the
+noise, as the gains of a Wiener filter do.  Only the positional fields s break the symmetry under
+rotations: they let the operator know where land, mountains and storm tracks are.  Everything but
+the grid, on which φ = GELU acts, is free of resolution.
+
+O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
+Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
+by construction, each block adds to the residual stream with a small initial B, and dividing by a
+map's own variance would hide its amplitude, which rare strong events are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spherediff import harmonics
+from spherediff.nn.transform import Transform
+
+_FREQUENCIES = 8
+
+
+@dataclass(frozen=True)
+class OperatorConfig:
+    """Everything that rebuilds a :class:`SphericalOperator` but its weights.
+
+    Attributes:
+        lmax: band limit of input and output.
+        channels: number of physical fields.
+        width: channels of the residual stream on the grid.
+        blocks: number of residual blocks.
+        hidden: channels inside a block, after its first product.
+        lifts: differently filtered copies of each field that enter the grid.
+        positional: learned positional fields.
+        embedding: size of the embedding of the noise level.
+        oversampling: grid latitudes divided by lmax + 1; above 1 the products that the
+            nonlinearity makes alias less.
+    """
+
+    lmax: int
+    channels: int
+    width: int = 32
+    blocks: int = 4
+    hidden: int = 64
+    lifts: int = 4
+    positional: int = 8
+    embedding: int = 64
+    oversampling: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "hidden", "lifts", "embedding"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lmax < 0 or self.positional < 0:
+            raise ValueError(
+                f"lmax and positional must not be negative, got {self.lmax}, {self.positional}"
+            )
+        if self.oversampling < 1:
+            raise ValueError(f"oversampling must be at least 1, got {self.oversampling}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as JSON can hold them."""
+        return asdict(self)
+
+
+class _NoiseEmbedding(nn.Module):
+    """Smooth features of log(σ/α): cosines and sines of wavelengths 16 down to 2, then an MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer(
+            "frequencies", math.pi / 8 * (1 + torch.arange(_FREQUENCIES)), persistent=False
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * _FREQUENCIES, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU()
+        )
+
+    def forward(self, log_noise: Tensor) -> Tensor:
+        phase = log_noise[:, None] * self.frequencies
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=-1))
+
+
+def _small_linear(inputs: int, outputs: int, std: float = 0.0) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class _DegreeGain(nn.Module):
+    """A gain for each degree and channel that depends on the noise: (B, E) → (lmax + 1, 1, B, K).
+
+    It multiplies tables of coefficients (lmax + 1, 2·lmax + 1, B, K).
+    """
+
+    def __init__(self, embedding: int, initial: Tensor) -> None:
+        super().__init__()
+        self.shape = tuple(initial.shape)
+        self.layer = _small_linear(embedding, initial.numel())
+        self.layer.bias.data.copy_(initial.flatten())
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        return self.layer(embedded).view(-1, *self.shape).transpose(0, 1)[:, None]
+
+
+class SpectralConvolution(nn.Module):
+    """Mix channels by one matrix for each degree: a_{ℓm} → R_ℓ a_{ℓm}.
+
+    It commutes with every rotation of the sphere, and by Schur's lemma is the general linear map
+    between scalar fields that does.  Acts on tables of shape (lmax + 1, 2·lmax + 1, B, inputs).
+    """
+
+    def __init__(self, lmax: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(lmax + 1, inputs, outputs) / math.sqrt(inputs))
+
+    def forward(self, table: Tensor) -> Tensor:
+        mixed = torch.bmm(table.flatten(1, 2), self.weight)
+        return mixed.view(*table.shape[:3], -1)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: OperatorConfig, transform: Transform) -> None:
+        super().__init__()
+        width, hidden = config.width, config.hidden
+        self.transform = transform
+        self.modulation = _small_linear(config.embedding, 2 * width)
+        self.gain = _DegreeGain(config.embedding, torch.ones(config.lmax + 1, width))
+        self.convolution = SpectralConvolution(config.lmax, width, width)
+        self.far = nn.Linear(width, hidden, bias=False)
+        self.near = nn.Linear(width, hidden)
+        self.out = _small_linear(hidden, width, std=0.1 / math.sqrt(hidden))
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedded).chunk(2, dim=-1)
+        z = torch.addcmul(shift, h, 1 + scale)  # (nlat, nlon, B, width)
+        a = self.transform.analysis(z.flatten(2)).unflatten(2, z.shape[2:])
+        a = self.convolution(a * self.gain(embedded))
+        far = self.transform.synthesis(a.flatten(2)).view(z.shape)
+        return h + self.out(functional.gelu(self.far(far) + self.near(z)))
+
+
+class SphericalOperator(nn.Module):
+    """Network on coefficients and on the Gauss–Legendre grid; see the module's formulas.
+
+    Args:
+        lmax: band limit of input and output.
+        channels: number of physical fields.
+        width, blocks, hidden, lifts, positional, embedding, oversampling: see
+            :class:`OperatorConfig`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    latitude_fields: Tensor
+
+    def __init__(self, lmax: int, channels: int, **options: Any) -> None:
+        super().__init__()
+        self.config = config = OperatorConfig(lmax, channels, **options)
+        nlat = math.ceil(config.oversampling * (lmax + 1))
+        self.transform = Transform(lmax, nlat, 2 * nlat)
+        self.embedding = _NoiseEmbedding(config.embedding)
+        self.lift_gain = _DegreeGain(
+            config.embedding, _low_passes(lmax, config.lifts).repeat_interleave(channels, dim=1)
+        )
+        self.lift = nn.Linear(channels * config.lifts, config.width)
+        self.register_buffer(
+            "latitude_fields",
+            torch.stack([self.transform.sin_latitude() ** k for k in (1, 2)], dim=-1).float(),
+            persistent=False,
+        )
+        self.positional = nn.Parameter(
+            torch.randn(harmonics.count(lmax), config.positional) / math.sqrt(lmax + 1)
+        )
+        self.place = nn.Linear(config.positional + 2, config.width, bias=False)
+        self.blocks = nn.ModuleList(_Block(config, self.transform) for _ in range(config.blocks))
+        self.output_gain = _DegreeGain(config.embedding, torch.ones(lmax + 1, channels))
+        self.project = _small_linear(config.width, channels)
+
+    def forward(self, u: Tensor, log_noise: Tensor) -> Tensor:
+        """Evaluate F.
+
+        Args:
+            u: preconditioned coefficients, shape (B, channels, n).
+            log_noise: log(σ_t/α_t) of each, shape (B,).
+
+        Returns:
+            F, shape (B, channels, n).
+
+        Raises:
+            ValueError: u has another number of channels or coefficients than the network.
+        """
+        expected = (self.config.channels, harmonics.count(self.config.lmax))
+        if u.ndim != 3 or tuple(u.shape[1:]) != expected:
+            raise ValueError(
+                f"the network acts on (batch, {expected[0]} channels, {expected[1]} coefficients "
+                f"of lmax {self.config.lmax}), got shape {tuple(u.shape)}"
+            )
+        embedded = self.embedding(log_noise)
+        h = self._lifted(u.permute(2, 0, 1), embedded)
+        for block in self.blocks:
+            h = block(h, embedded)
+        a = self.transform.analysis(self.project(h).flatten(2)).unflatten(2, u.shape[:2])
+        a = self.transform.pack((a * self.output_gain(embedded)).flatten(2))
+        return a.view(-1, *u.shape[:2]).permute(1, 2, 0)
+
+    def _lifted(self, u: Tensor, embedded: Tensor) -> Tensor:
+        """Enter the grid: (n, B, channels) → (nlat, nlon, B, width)."""
+        table = self.transform.unpack(u.flatten(1)).unflatten(2, u.shape[1:])
+        table = table.repeat(1, 1, 1, self.config.lifts) * self.lift_gain(embedded)
+        values = self.transform.synthesis(table.flatten(2)).unflatten(2, table.shape[2:])
+        return self.lift(values) + self._place()[:, :, None]
+
+    def _place(self) -> Tensor:
+        """What the network knows of each place, (nlat, nlon, width)."""
+        learned = self.transform.synthesis(self.transform.unpack(self.positional))
+        latitude = self.latitude_fields[:, None].expand(-1, learned.shape[1], -1)
+        return self.place(torch.cat([learned, latitude], dim=-1))
+
+
+def _low_passes(lmax: int, count: int) -> Tensor:
+    """A bank of ``count`` Gaussian low passes, the first of them 1, each with unit output variance.
+
+    The cut-off falls by halves; "output variance" is the pointwise variance on the sphere when
+    every input coefficient has variance one.  Shape (lmax + 1, count).
+    """
+    ell = torch.arange(lmax + 1, dtype=torch.float64)
+    cutoff = (lmax + 1) / 2.0 ** torch.arange(count)
+    gain = torch.exp(-((ell[:, None] / cutoff) ** 2))
+    gain[:, 0] = 1
+    variance = ((2 * ell + 1)[:, None] * gain**2).sum(0) / (4 * math.pi)
+    return (gain / variance.sqrt()).float()

@@ -1,0 +1,155 @@
+"""The spherical transform inside networks: positions first, channels last, all matrix products.
+
+On the Gauss–Legendre grid with latitudes θ_i, quadrature weights q_i and longitudes φ_j = 2πj/N,
+
+    synthesis   x(θ_i, φ_j) = Σ_m T_m(φ_j) Σ_ℓ P_ℓ^{|m|}(θ_i) a_{ℓm}
+    analysis    a_{ℓm}      = Σ_i (2π/N) q_i P_ℓ^{|m|}(θ_i) Σ_j T_m(φ_j) x(θ_i, φ_j)
+
+with T_0 = 1, T_m = √2 cos mφ, T_{−m} = √2 sin mφ and the orthonormal Legendre functions P_ℓ^m.
+Analysis inverts synthesis when there are at least lmax + 1 latitudes and 2·lmax + 1 longitudes.
+
+Values have the shape (nlat, nlon, K) with K = batch × channels, so that the pointwise layers of a
+network act on contiguous memory.  Coefficients stand in a table (lmax + 1, 2·lmax + 1, K) of degree
+and order, zero where |m| > ℓ: what depends on the degree alone then broadcasts.  Both steps are
+batched matrix products.  The Fourier step is one too: at the sizes of a network it costs less than
+the copies that an FFT along a middle axis needs.
+
+The transforms stay in float32 under autocast: bfloat16 has too few digits for sums that cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import ducc0
+import numpy as np
+import torch
+from torch import Tensor
+
+from spherediff import harmonics
+
+
+class _Tables(NamedTuple):
+    fourier: Tensor  # (nlon, 2 lmax + 1), T_m(φ_j), m from −lmax to lmax
+    legendre: Tensor  # (2 lmax + 1, nlat, lmax + 1), P_ℓ^{|m|}(θ_i)
+    quadrature: Tensor  # the same times (2π/N) q_i
+    flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
+
+
+def _legendre(lmax: int, colatitude: np.ndarray) -> np.ndarray:
+    """Orthonormal P_ℓ^m(θ), shape (lmax + 1, nlat, lmax + 1) ordered (m, θ, ℓ), m ≥ 0."""
+    orders = np.arange(lmax + 1, dtype=np.uint64)
+    one_row_per_order = orders * np.uint64(lmax + 1)
+    table = np.zeros((lmax + 1, len(colatitude), lmax + 1))
+    for ell in range(lmax + 1):
+        alm = np.zeros((1, (lmax + 1) ** 2), dtype=np.complex128)
+        alm[0, : (ell + 1) * (lmax + 1)].reshape(ell + 1, lmax + 1)[:, ell] = 1
+        leg = ducc0.sht.alm2leg(
+            alm=alm, lmax=lmax, theta=colatitude, mval=orders, mstart=one_row_per_order
+        )
+        table[:, :, ell] = leg[0].real.T
+    return table
+
+
+@lru_cache(maxsize=8)
+def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.device) -> _Tables:
+    m = np.arange(-lmax, lmax + 1)
+    angle = 2 * math.pi * np.arange(nlon)[:, None] * np.abs(m) / nlon
+    fourier = np.where(m == 0, 1.0, math.sqrt(2) * np.where(m > 0, np.cos(angle), np.sin(angle)))
+    legendre = _legendre(lmax, ducc0.misc.GL_thetas(nlat))[np.abs(m)]
+    quadrature = legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None]
+    row = harmonics.degrees(lmax) * (2 * lmax + 1) + harmonics.orders(lmax) + lmax
+    fourier, legendre, quadrature = (
+        torch.from_numpy(table).to(device, dtype) for table in (fourier, legendre, quadrature)
+    )
+    return _Tables(fourier, legendre, quadrature, row.to(device))
+
+
+def _sum_harmonics(a: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
+    rings = torch.bmm(legendre, a.transpose(0, 1))  # (m, θ, K)
+    return torch.matmul(fourier, rings.transpose(0, 1))  # (θ, φ, K)
+
+
+def _project_harmonics(values: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
+    rings = torch.matmul(fourier.T, values)  # (θ, m, K)
+    return torch.bmm(legendre.transpose(1, 2), rings.transpose(0, 1)).transpose(0, 1)  # (ℓ, m, K)
+
+
+class _Synthesis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, tables: _Tables) -> Tensor:
+        ctx.tables = tables
+        return _sum_harmonics(a, tables.legendre, tables.fourier)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return _project_harmonics(gradient, ctx.tables.legendre, ctx.tables.fourier), None
+
+
+class _Analysis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, tables: _Tables) -> Tensor:
+        ctx.tables = tables
+        return _project_harmonics(values, tables.quadrature, tables.fourier)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return _sum_harmonics(gradient, ctx.tables.quadrature, ctx.tables.fourier), None
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class Transform:
+    """Synthesis and analysis of many fields at once on the grid of ``nlat`` × ``nlon`` points.
+
+    Args:
+        lmax: band limit of the coefficients.
+        nlat: Gauss–Legendre latitudes, at least lmax + 1.
+        nlon: equispaced longitudes from 0, at least 2·lmax + 1.
+
+    Raises:
+        ValueError: the grid is too coarse for analysis to invert synthesis.
+    """
+
+    def __init__(self, lmax: int, nlat: int, nlon: int) -> None:
+        if nlat < lmax + 1 or nlon < 2 * lmax + 1:
+            raise ValueError(
+                f"lmax {lmax} needs a grid of at least {lmax + 1} x {2 * lmax + 1} points, "
+                f"got {nlat} x {nlon}"
+            )
+        self.lmax, self.nlat, self.nlon = lmax, nlat, nlon
+
+    def _tables(self, like: Tensor) -> _Tables:
+        return _tables(self.lmax, self.nlat, self.nlon, like.dtype, like.device)
+
+    def unpack(self, a: Tensor) -> Tensor:
+        """Flat coefficients (n, K) to the table (lmax + 1, 2·lmax + 1, K)."""
+        rows = (self.lmax + 1) * (2 * self.lmax + 1)
+        table = a.new_zeros(rows, a.shape[-1]).index_copy(0, self._tables(a).flat, a)
+        return table.view(self.lmax + 1, 2 * self.lmax + 1, -1)
+
+    def pack(self, table: Tensor) -> Tensor:
+        """The table (lmax + 1, 2·lmax + 1, K) to flat coefficients (n, K)."""
+        return table.flatten(0, 1).index_select(0, self._tables(table).flat)
+
+    def synthesis(self, table: Tensor) -> Tensor:
+        """Table (lmax + 1, 2·lmax + 1, K) to values (nlat, nlon, K); |m| > ℓ is not read."""
+        with torch.autocast(table.device.type, enabled=False):
+            table = _at_least_single(table)
+            return cast(Tensor, _Synthesis.apply(table, self._tables(table)))
+
+    def analysis(self, values: Tensor) -> Tensor:
+        """Values (nlat, nlon, K) to the table (lmax + 1, 2·lmax + 1, K)."""
+        with torch.autocast(values.device.type, enabled=False):
+            values = _at_least_single(values)
+            return cast(Tensor, _Analysis.apply(values, self._tables(values)))
+
+    def sin_latitude(self) -> Tensor:
+        """sin(latitude) of every grid row, north to south, shape (nlat,), float64."""
+        return torch.from_numpy(np.cos(ducc0.misc.GL_thetas(self.nlat)))
