@@ -91,7 +91,9 @@ class GaussLegendre(Grid):
         nlat, nlon = self.shape
         table, plan = self._tables(lmax, a)
         fields = a.numel() // a.shape[-1]
-        columns = a.reshape(fields, -1).T.clone(memory_format=torch.contiguous_format)
+        if fields == 0:
+            return a.new_empty(*a.shape[:-1], nlat, nlon)
+        columns = a.reshape(fields, a.shape[-1]).T.clone(memory_format=torch.contiguous_format)
         columns.mul_(plan.synthesis_factor)
         x = columns.index_select(0, plan.spread)
         rings = a.new_empty(lmax + 1, nlat, 2 * fields)
@@ -118,6 +120,8 @@ class GaussLegendre(Grid):
     def _to_coefficients(self, values: Tensor, lmax: int, table: Tensor, plan: _Plan) -> Tensor:
         nlat, nlon = self.shape
         fields = values.numel() // (nlat * nlon)
+        if fields == 0:
+            return values.new_empty(*values.shape[:-2], (lmax + 1) ** 2)
         spectrum = torch.fft.rfft(values.reshape(fields, nlat, nlon))
         # Two steps, each kind to the cache: fields last, then cosine and sine parts asunder.
         by_order = torch.empty_like(spectrum).resize_(lmax + 1, nlat, fields)

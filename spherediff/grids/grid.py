@@ -106,17 +106,17 @@ class Grid(ABC):
             ValueError: the trailing axes are not ``shape``; ``lmax`` is negative or larger
                 than ``max_lmax``; ``values`` holds NaN or infinities.
         """
-        self._require_analysable(values, lmax)
-        return self._analysis(values, lmax)
+        return self._analysis(self._analysable(values, lmax), lmax)
 
-    def _require_analysable(self, values: Tensor, lmax: int) -> None:
+    def _analysable(self, values: Tensor, lmax: int) -> Tensor:
+        """The values, checked as :meth:`analysis` promises."""
         self._require_values(values, lmax)
         if lmax > self.max_lmax:
             raise ValueError(
                 f"lmax = {lmax} is too high for {self!r}: the largest lmax it supports is"
                 f" {self.max_lmax}; ask for at most that, or give values on a finer grid"
             )
-        _require_finite(values)
+        return linear(values, _finite, _identity)
 
     def _require_values(self, values: Tensor, lmax: int) -> None:
         _require_floating(values, "values")
@@ -134,8 +134,8 @@ def _require_floating(x: Tensor, what: str) -> None:
         raise TypeError(f"expected float32 or float64 {what}, got {x.dtype}; convert them first")
 
 
-def _require_finite(values: Tensor) -> None:
-    """Refuse NaN and infinities, saying how many there are.
+def _finite(values: Tensor) -> Tensor:
+    """The values themselves, unless some are NaN or infinite: then say how many.
 
     A sum is not finite as soon as one term is not, and costs one pass without a temporary;
     only then are the values looked at one by one, since finite values may overflow in the sum.
@@ -143,12 +143,16 @@ def _require_finite(values: Tensor) -> None:
     Raises:
         ValueError: some value is NaN or infinite.
     """
-    if torch.isfinite(values.detach().sum()):
-        return
-    missing = int(torch.isnan(values).sum())
-    infinite = int(torch.isinf(values).sum())
-    if missing or infinite:
-        raise ValueError(
-            f"values hold {missing} NaN and {infinite} infinite entries among"
-            f" {values.numel()}; a transform needs them all: fill or drop the fields concerned"
-        )
+    if not torch.isfinite(values.sum()):
+        missing = int(torch.isnan(values).sum())
+        infinite = int(torch.isinf(values).sum())
+        if missing or infinite:
+            raise ValueError(
+                f"values hold {missing} NaN and {infinite} infinite entries among"
+                f" {values.numel()}; a transform needs them all: fill or drop the fields concerned"
+            )
+    return values.view_as(values)
+
+
+def _identity(values: Tensor) -> Tensor:
+    return values.view_as(values)

@@ -174,7 +174,7 @@ class HEALPix(Grid):
         max_iterations: int = _MAX_ITERATIONS,
     ) -> Solution:
         """As :meth:`analysis`, with the residual of each field and the number of iterations."""
-        self._require_analysable(values, lmax)
+        values = self._analysable(values, lmax)
         if tolerance is None:
             tolerance = _TOLERANCE[values.dtype]
         reports: list[Solution] = []
@@ -182,7 +182,7 @@ class HEALPix(Grid):
         def inverse(b: Tensor) -> Tensor:
             solution = self._conjugate_gradients(b, tolerance, max_iterations)
             if solution.iterations == max_iterations and bool(
-                (solution.residual > tolerance).any()
+                (solution.residual > 2 * tolerance).any()  # rounding adds to it at the end
             ):
                 warnings.warn(
                     f"{self!r} analysis at lmax = {lmax} did not converge: relative residual"
@@ -217,8 +217,8 @@ class HEALPix(Grid):
             previous, power = power, residual.square().sum(-1, keepdim=True)
             direction = residual + _quotient(power, previous) * direction
             iterations += 1
-        relative = _quotient(power.sqrt(), b.norm(dim=-1, keepdim=True))
-        return Solution(a, relative.squeeze(-1), iterations)
+        remainder = b - self._adjoint(self._synthesis(a), lmax)
+        return Solution(a, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

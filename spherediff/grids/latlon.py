@@ -17,7 +17,6 @@ and in every case lmax ≤ (nlon−1)/2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -114,11 +113,18 @@ class LatLon(Grid):
         return [-2] * self._south_up + [-1] * self._westward
 
     def _synthesis(self, a: Tensor) -> Tensor:
-        return self._arrange(self._transform(ducc0.sht.synthesis_2d, a))
+        packed = _packed.pack(a)
+        maps = _packed.empty_maps(packed, self._rectangle)
+        for alm, out in zip(packed, maps, strict=True):
+            ducc0.sht.synthesis_2d(alm=alm, map=out, lmax=_packed.band_limit(a), **self._options)
+        return self._arrange(_packed.from_maps(maps, a, self._rectangle))
 
     def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        values = self._arrange_transposed(values)
-        return self._transform_back(ducc0.sht.adjoint_synthesis_2d, values, lmax)
+        maps = _packed.to_maps(self._arrange_transposed(values), self._rectangle)
+        packed = _packed.empty(maps, lmax)
+        for out, field in zip(packed, maps, strict=True):
+            ducc0.sht.adjoint_synthesis_2d(alm=out, map=field, lmax=lmax, **self._options)
+        return _packed.unpack(packed, values, 2)
 
     def _analysis(self, values: Tensor, lmax: int) -> Tensor:
         return linear(
@@ -126,27 +132,42 @@ class LatLon(Grid):
         )
 
     def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
-        return self._transform_back(ducc0.sht.analysis_2d, values, lmax)
+        maps = _packed.to_maps(values, self._rectangle)
+        table = np.empty_like(_packed.empty(maps, 0), shape=(len(maps), *self._table_shape(lmax)))
+        for out, field in zip(table, maps, strict=True):
+            alm = out.reshape(1, -1)
+            ducc0.sht.analysis_2d(alm=alm, map=field, **self._table_options(lmax))
+        m, ell = np.triu_indices(lmax + 1)
+        return _packed.unpack(table[:, None, m, ell], values, 2)
 
     def _adjoint_quadrature(self, a: Tensor) -> Tensor:
-        return self._transform(ducc0.sht.adjoint_analysis_2d, a)
-
-    def _transform(self, transform: Callable, a: Tensor) -> Tensor:
-        """One of ducc0's maps from coefficients to values, field by field."""
         packed = _packed.pack(a)
-        shape = (self.shape[0], self._nlon)
-        maps = _packed.empty_maps(packed, shape)
-        for alm, out in zip(packed, maps, strict=True):
-            transform(alm=alm, map=out, lmax=_packed.band_limit(a), **self._options)
-        return _packed.from_maps(maps, a, shape)
+        lmax = _packed.band_limit(a)
+        table = np.zeros_like(packed, shape=(len(packed), *self._table_shape(lmax)))
+        m, ell = np.triu_indices(lmax + 1)
+        table[:, m, ell] = packed[:, 0]
+        maps = _packed.empty_maps(packed, self._rectangle)
+        for alm, out in zip(table.reshape(len(table), 1, -1), maps, strict=True):
+            ducc0.sht.adjoint_analysis_2d(alm=alm, map=out, **self._table_options(lmax))
+        return _packed.from_maps(maps, a, self._rectangle)
 
-    def _transform_back(self, transform: Callable, values: Tensor, lmax: int) -> Tensor:
-        """One of ducc0's maps from values to coefficients, field by field."""
-        maps = _packed.to_maps(values, (self.shape[0], self._nlon))
-        packed = _packed.empty(maps, lmax)
-        for out, values_of_field in zip(packed, maps, strict=True):
-            transform(alm=out, map=values_of_field, lmax=lmax, **self._options)
-        return _packed.unpack(packed, values, 2)
+    def _table_shape(self, lmax: int) -> tuple[int, int]:
+        """Orders and degrees, m ≤ lmax and ℓ up to what the analysis has to work with.
+
+        At a band limit below its largest, ducc0 thins out the colatitudes of these geometries,
+        and higher degrees of the field would fall upon the lower ones.
+        """
+        thinned = self.geometry in ("CC", "F1", "MW", "MWflip")
+        return lmax + 1, (self.max_lmax if thinned else lmax) + 1
+
+    def _table_options(self, lmax: int) -> dict[str, Any]:
+        orders, length = self._table_shape(lmax)
+        starts = np.arange(orders, dtype=np.uint64) * np.uint64(length)
+        return {"lmax": length - 1, "mmax": lmax, "mstart": starts, **self._options}
+
+    @property
+    def _rectangle(self) -> tuple[int, int]:
+        return self.shape[0], self._nlon
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Points(Grid):
             )
         return _packed.unpack(packed, values, 1)
 
-    def _require_analysable(self, values: Tensor, lmax: int) -> None:
+    def _analysable(self, values: Tensor, lmax: int) -> Tensor:
         self._require_values(values, lmax)
         raise ValueError(
             f"{self!r} have no analysis: values at scattered points do not determine a field;"
