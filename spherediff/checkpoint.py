@@ -1,0 +1,160 @@
+"""The state of a training run, whole, in one file.
+
+A checkpoint holds the raw weights, their running average, the best average so far, AdamW's moments,
+the state of the generator and the counters: with the same state the same steps follow.  It also
+holds the identity of the run (network, process, archive, configuration), and refuses another.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spherediff import _tensors, harmonics
+from spherediff.denoise import NeuralDenoiser
+
+CHECKPOINT = "checkpoint.safetensors"
+_FORMAT = 1
+
+
+@dataclass
+class TrainingState:
+    """All that a checkpoint holds: with the same state the same steps follow."""
+
+    network: nn.Module
+    average: nn.Module
+    best_weights: dict[str, Tensor]
+    optimiser: torch.optim.AdamW
+    generator: torch.Generator
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, network: nn.Module, weight_decay: float, seed: int) -> TrainingState:
+        """The state before the first step."""
+        average = copy.deepcopy(network).requires_grad_(False)
+        return cls(
+            network=network,
+            average=average,
+            best_weights=snapshot(average),
+            optimiser=torch.optim.AdamW(
+                network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay
+            ),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def save(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        """Write the checkpoint; ``identity`` is what :meth:`restore` will insist on."""
+        tensors = {"generator": self.generator.get_state()}
+        groups = {"raw": self.network.state_dict(), "average": self.average.state_dict()}
+        groups["best"] = self.best_weights
+        names = [name for name, _ in self.network.named_parameters()]
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            groups[f"adam/{names[index]}"] = moments
+        for group, members in groups.items():
+            tensors |= {f"{group}/{name}": tensor for name, tensor in members.items()}
+        header = {
+            "format": _FORMAT,
+            "identity": identity,
+            "step": self.step,
+            "best": self.best,
+            "best_step": self.best_step,
+            "losses": self.losses,
+        }
+        _tensors.write(directory / CHECKPOINT, tensors, header)
+
+    def restore(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        """Take over the checkpoint in ``directory``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged or belongs to another training.
+        """
+        header, tensors = _tensors.read(directory / CHECKPOINT, "checkpoint")
+        _check_identity(header, identity, directory / CHECKPOINT)
+        device = next(self.network.parameters()).device
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(f"{prefix}/"): tensor.to(device)
+                for name, tensor in tensors.items()
+                if name.startswith(f"{prefix}/")
+            }
+
+        self.network.load_state_dict(group("raw"))
+        self.average.load_state_dict(group("average"))
+        self.best_weights = group("best")
+        moments = {
+            index: {key: value.cpu() if key == "step" else value for key, value in state.items()}
+            for index, (name, _) in enumerate(self.network.named_parameters())
+            if (state := group(f"adam/{name}"))
+        }
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.generator.set_state(tensors["generator"])
+        self.step, self.losses = header["step"], header["losses"]
+        self.best, self.best_step = header["best"], header["best_step"]
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights by name."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def identity_of(
+    denoiser: NeuralDenoiser, data: Tensor, held_out: Tensor, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to make sense, as JSON returns it."""
+    channels, n = denoiser.process.event_shape
+    moments = {"mean": denoiser.mean, "variance": denoiser.variance}
+    moments["noise"] = denoiser.process.field.degree_variance
+    shapes = {name: list(p.shape) for name, p in denoiser.network.named_parameters()}
+    identity = {
+        "lmax": harmonics.band_limit(n),
+        "channels": channels,
+        "network": shapes,
+        "process": repr(denoiser.process.schedule) + _tensors.digest(moments),
+        "archive": _tensors.digest({"data": data, "held_out": held_out}),
+        "config": dict(config),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _check_identity(header: dict[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"the checkpoint {path} has format {header.get('format')}, expected {_FORMAT}: "
+            "it was written by another version of spherediff"
+        )
+    stored = header["identity"]
+    for name in ("lmax", "channels"):
+        if stored[name] != identity[name]:
+            raise ValueError(
+                f"the checkpoint {path} has {name} {stored[name]}, this training {identity[name]}"
+            )
+    if stored["config"] != identity["config"]:
+        differing = ", ".join(
+            f"{key} was {stored['config'].get(key)} and is {value}"
+            for key, value in identity["config"].items()
+            if stored["config"].get(key) != value
+        )
+        raise ValueError(
+            f"the checkpoint {path} belongs to another configuration ({differing}); "
+            "resume with the same one or start in another directory"
+        )
+    for name in ("network", "process", "archive"):
+        if stored[name] != identity[name]:
+            raise ValueError(
+                f"the checkpoint {path} belongs to another {name}; "
+                "resume with the same one or start in another directory"
+            )

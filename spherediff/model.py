@@ -1,0 +1,284 @@
+"""A generator of maps: the encoder of an archive, and the denoiser that knows its law.
+
+The noise γ = N(0, C) has the archive's own degree spectrum, channel by channel,
+
+    C_ℓ = N⁻¹ Σ_k (2ℓ+1)⁻¹ Σ_m x²_{k,ℓm},
+
+so that signal and noise have the same smoothness.  The preconditioning needs the variance of every
+coefficient, which a short archive knows badly.  With ν₀ = 20 imagined maps in which a coefficient
+has its degree's mean variance v̄_ℓ,
+
+    v_i = (N v̂_i + ν₀ v̄_ℓ)/(N + ν₀),
+
+the mean of a scaled inverse-χ² posterior.  On daily precipitation this lowers the negative
+log-likelihood of held-out coefficients for archives of 30 to 877 maps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spherediff import _tensors, harmonics
+from spherediff._files import atomic_write, require_writable
+from spherediff.data import Encoder
+from spherediff.denoise import NeuralDenoiser
+from spherediff.gaussian import GaussianField
+from spherediff.nn import OperatorConfig, SphericalOperator
+from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
+from spherediff.sample import ProbabilityFlow, Sampler
+from spherediff.spectra import Tabulated
+
+CONFIG = "model.json"
+_FORMAT = 1
+_SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
+_PRIOR_MAPS = 20
+_SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
+
+
+class Model:
+    """An encoder and a denoiser of the fields that it makes.
+
+    Args:
+        encoder: maps ↔ coefficients.
+        denoiser: over a process whose noise is a :class:`~spherediff.gaussian.GaussianField`, with
+            a :class:`~spherediff.nn.SphericalOperator` as network.
+
+    Raises:
+        ValueError: the denoiser has another lmax or number of channels than the encoder.
+    """
+
+    def __init__(self, encoder: Encoder, denoiser: NeuralDenoiser) -> None:
+        expected = (len(encoder.names), harmonics.count(encoder.lmax))
+        if tuple(denoiser.process.event_shape) != expected:
+            channels, n = denoiser.process.event_shape
+            raise ValueError(
+                f"the encoder makes {expected[0]} channel(s) at lmax {encoder.lmax}, the denoiser "
+                f"expects {channels} at lmax {harmonics.band_limit(n)}"
+            )
+        self.encoder, self.denoiser = encoder, denoiser
+
+    @classmethod
+    def build(
+        cls,
+        encoder: Encoder,
+        coefficients: Tensor,
+        *,
+        network: OperatorConfig | None = None,
+        schedule: LogSNR | ConstantRate = LogSNR(),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Model:
+        """An untrained model: the Gaussian emulator with independent coefficients.
+
+        Args:
+            encoder: what made the coefficients.
+            coefficients: the training fields, shape (N, channels, n).
+            network: size of the network; for the encoder's lmax and channels if not given.
+            schedule: of the forward process.
+            seed: of the network's first weights.
+            device: where to train.
+
+        Raises:
+            ValueError: fewer than two fields, fields without variance, or shapes that do not fit.
+        """
+        expected = (len(encoder.names), harmonics.count(encoder.lmax))
+        if coefficients.ndim != 3 or tuple(coefficients.shape[1:]) != expected:
+            raise ValueError(
+                f"expected coefficients of shape (N, {expected[0]}, {expected[1]}), "
+                f"got {tuple(coefficients.shape)}"
+            )
+        mean, variance, spectrum = archive_moments(coefficients)
+        network = network or OperatorConfig(encoder.lmax, len(encoder.names))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            operator = SphericalOperator(**network.to_dict())
+        return cls(
+            encoder, _denoiser(operator.to(device), schedule, mean, variance, spectrum, device)
+        )
+
+    def sample(
+        self,
+        count: int,
+        *,
+        generator: torch.Generator,
+        sampler: type[Sampler] = ProbabilityFlow,
+        steps: int | None = None,
+        batch: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw standardised anomalies; ``encoder.decode`` makes maps of them.
+
+        Args:
+            count: number of fields.
+            generator: a CPU generator; field k is the same whatever ``count`` and ``batch``.
+            sampler: class of the reverse sampler.
+            steps: its number of steps; its own default if not given.
+            batch: fields drawn at once.
+            progress: show a progress bar.
+
+        Returns:
+            Shape (count, channels, n), on the denoiser's device.
+        """
+        if count < 1 or batch < 1:
+            raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
+        integrator = sampler(self.denoiser, steps=steps)
+        sizes = [min(batch, count - start) for start in range(0, count, batch)]
+        return torch.cat(
+            [integrator.sample((k,), generator=generator, progress=progress) for k in sizes]
+        )
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``model.json`` and the weights it names; a model there before is replaced.
+
+        The weights' file is named by its content and ``model.json`` is renamed into place last,
+        so that whatever happens the directory holds one whole model, the old or the new.
+
+        Raises:
+            PermissionError: the directory cannot be written.
+        """
+        config = Path(directory) / CONFIG
+        require_writable(config)
+        encoder_config, encoder_tensors = self.encoder.state()
+        denoiser, process = self.denoiser, self.denoiser.process
+        assert isinstance(denoiser.network, SphericalOperator)
+        tensors = {
+            "mean": denoiser.mean,
+            "variance": denoiser.variance,
+            "spectrum": process.field.degree_variance,
+        }
+        tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
+        tensors |= {f"network/{k}": v for k, v in denoiser.network.state_dict().items()}
+        weights = config.with_name(f"weights-{_tensors.digest(tensors)[:16]}.safetensors")
+        _tensors.write(weights, tensors, {"kind": "model", "format": _FORMAT})
+        description = {
+            "format": _FORMAT,
+            "spherediff": version("spherediff"),
+            "weights": weights.name,
+            "network": denoiser.network.config.to_dict(),
+            "schedule": _schedule_config(process.schedule),
+            "encoder": encoder_config,
+        }
+        with atomic_write(config) as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for other in config.parent.glob("weights-*.safetensors"):
+            if other != weights:
+                other.unlink()
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:
+        """The model that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: a damaged file, another format, or parts that do not fit together.
+        """
+        config = Path(directory) / CONFIG
+        description = _description(config)
+        _, tensors = _tensors.read(config.with_name(description["weights"]), "model")
+        options = description["network"]
+        encoder = Encoder.from_state(description["encoder"], _group(tensors, "encoder"))
+        found = (options["channels"], options["lmax"])
+        if found != (len(encoder.names), encoder.lmax):
+            raise ValueError(
+                f"the model {config} has a network for {found[0]} channel(s) at lmax {found[1]}, "
+                f"but an encoder for {len(encoder.names)} at lmax {encoder.lmax}"
+            )
+        operator = SphericalOperator(**options)
+        try:
+            operator.load_state_dict(_group(tensors, "network"))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {config} belong to another network: {error}"
+            ) from error
+        denoiser = _denoiser(
+            operator.to(device),
+            _schedule(description["schedule"]),
+            tensors["mean"],
+            tensors["variance"],
+            tensors["spectrum"],
+            device,
+        )
+        return cls(encoder, denoiser)
+
+
+def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, shrunk variance (both (channels, n)) and degree spectrum (channels, lmax + 1), float64.
+
+    Args:
+        coefficients: the training fields, shape (N, channels, n).
+
+    Raises:
+        ValueError: fewer than two fields, values not finite, or a channel without variance.
+    """
+    N = len(coefficients)
+    if N < 2:
+        raise ValueError(f"expected at least two training fields, got {N}")
+    x = coefficients.double()
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{int((~torch.isfinite(x)).sum())} coefficients are not finite")
+    mean, variance = x.mean(0), x.var(0)
+    if (variance.sum(-1) <= 0).any():
+        raise ValueError(
+            f"channel {int((variance.sum(-1) <= 0).nonzero()[0])} is constant: nothing to learn"
+        )
+    spectrum = harmonics.degree_spectrum(x).mean(0)
+    spectrum = spectrum.maximum(_SMALLEST**2 * spectrum.amax(-1, keepdim=True))
+    of_degree = harmonics.expand(harmonics.degree_spectrum(variance.sqrt()))
+    shrunk = (N * variance + _PRIOR_MAPS * of_degree) / (N + _PRIOR_MAPS)
+    return mean, shrunk.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
+
+
+def _denoiser(
+    operator: SphericalOperator,
+    schedule: LogSNR | ConstantRate,
+    mean: Tensor,
+    variance: Tensor,
+    spectrum: Tensor,
+    device: torch.device | str,
+) -> NeuralDenoiser:
+    field = GaussianField(
+        Tabulated(spectrum), operator.config.lmax, dtype=torch.float32, device=device
+    )
+    return NeuralDenoiser(OrnsteinUhlenbeck(field, schedule), operator, mean, variance)
+
+
+def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    marked = f"{prefix}/"
+    return {k.removeprefix(marked): v for k, v in tensors.items() if k.startswith(marked)}
+
+
+def _schedule_config(schedule: Any) -> dict[str, Any]:
+    return {"kind": type(schedule).__name__, **asdict(schedule)}
+
+
+def _schedule(config: dict[str, Any]) -> LogSNR | ConstantRate:
+    arguments = dict(config)
+    return _SCHEDULES[arguments.pop("kind")](**arguments)
+
+
+def _description(config: Path) -> dict[str, Any]:
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"expected a model directory with {CONFIG}, found none at {config.parent}"
+        )
+    try:
+        description = json.loads(config.read_text(encoding="utf-8"))
+        found = description["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{config} is truncated or corrupted ({error}); restore it or train again"
+        ) from error
+    if found != _FORMAT:
+        raise ValueError(f"{config} has format {found}, this version of spherediff reads {_FORMAT}")
+    missing = [k for k in ("weights", "network", "schedule", "encoder") if k not in description]
+    if missing:
+        raise ValueError(f"{config} lacks {', '.join(missing)}; restore it or train again")
+    return description

@@ -1,0 +1,400 @@
+"""Training a denoiser: least squares on the conditional expectation, in units of what is unknown.
+
+E‖m_θ(X_t, t) − X_0‖² is minimised by the conditional expectation m in every norm, coefficient by
+coefficient; the norm only says which errors a finite network should spend itself on.  With the
+preconditioning m = w + √p ⊙ F of MATH §4 the loss is
+
+    L(θ) = E_t E ‖F_θ − (X_0 − w)/√p‖²/n,      log(σ_t/α_t) ~ N(P_mean, P_std²),
+
+the mean over coefficients of the squared error divided by p_i, the error variance of the best
+linear denoiser.  This is EDM's unit-weight loss (Karras et al. 2022, arXiv 2206.00364, §5) carried
+to a Hilbert space: at every noise level and every degree an untrained network (F = 0, the diagonal
+Gaussian emulator) scores 1.  It differs from the Kullback–Leibler weight (α/σ²)², with C_ℓ as
+metric, by the factor p_i α²C_ℓ/σ⁴ alone, which the log-normal law of the noise level and the unit
+weight replace by a bounded one.
+
+Held-out fields are judged by the same error at fixed noise levels and with fixed noise, as a
+fraction of the error of F = 0: 1 is the Gaussian emulator, less is better.
+
+Randomness comes from one explicit generator whose state is part of a checkpoint, so on the CPU
+(with the same machine, versions and number of threads) a run that was killed and resumed gives the
+same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spherediff import harmonics
+from spherediff._files import atomic_write, require_writable
+from spherediff.checkpoint import CHECKPOINT, TrainingState, identity_of, snapshot
+from spherediff.denoise import NeuralDenoiser
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch: fields in each.
+        learning_rate: peak of the schedule, see :func:`learning_rate`.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW.
+        clip: largest norm of a gradient.
+        ema: decay of the running average of the weights, once it has warmed up.
+        log_noise_mean, log_noise_std: law of log(σ/α) in training, clipped to the process's range.
+        levels: log(σ/α) at which held-out fields are judged.
+        held_out_maps: at most so many held-out fields are used.
+        evaluate_every: steps between judgements on held-out fields.
+        patience: stop after so many judgements without a new best.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.
+        mixed_precision: bfloat16 products where the device is CUDA.
+        seed: of mini-batches, noise levels and noise.
+    """
+
+    steps: int = 1200
+    batch: int = 32
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    ema: float = 0.99
+    log_noise_mean: float = -0.3
+    log_noise_std: float = 1.2
+    levels: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+    held_out_maps: int = 64
+    evaluate_every: int = 100
+    patience: int = 5
+    checkpoint_every: int = 100
+    log_every: int = 10
+    mixed_precision: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = "steps batch held_out_maps evaluate_every patience checkpoint_every log_every"
+        for name in counts.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip", "log_noise_std"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.warmup < 0 or self.weight_decay < 0:
+            raise ValueError("warmup and weight_decay must not be negative")
+        if not self.levels:
+            raise ValueError("expected at least one noise level to judge held-out fields at")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        step: last step taken.
+        best: held-out loss of the weights now in the denoiser; 1 is the Gaussian emulator.
+        best_step: the step they come from.
+        stopped_early: whether ``patience`` ended the training.
+    """
+
+    step: int
+    best: float
+    best_step: int
+    stopped_early: bool
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of step k = 1, …, K: linear over the warm-up, then ½(1 + cos π k/K) of the peak."""
+    warm = min(1.0, step / config.warmup) if config.warmup else 1.0
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def ema_decay(step: int, config: TrainConfig) -> float:
+    """Decay at step k: (1 + k)/(10 + k), so that early weights are forgotten, at most ``ema``."""
+    return min(config.ema, (1 + step) / (10 + step))
+
+
+def residual_error(
+    denoiser: NeuralDenoiser, x0: Tensor, log_noise: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(F − T, T) with T = (X_0 − w)/√p, the target of the network, at freshly drawn X_t.
+
+    Args:
+        denoiser: the preconditioned network.
+        x0: clean fields, shape (B, channels, n).
+        log_noise: log(σ/α) of each, shape (B,).
+        generator: of the noise.
+    """
+    t = denoiser.process.time_of(log_noise)[:, None]
+    x = denoiser.process.noised(x0, t, generator=generator)
+    wiener, error_std, _ = denoiser.precondition(x, t)
+    target = (x0 - wiener) / error_std
+    return denoiser.residual(x, t).to(target.dtype) - target, target
+
+
+@torch.no_grad()
+def held_out_loss(denoiser: NeuralDenoiser, held_out: Tensor, config: TrainConfig) -> list[float]:
+    """‖F − T‖²/‖T‖² on held-out fields at each of ``config.levels``; the noise never changes."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    ratios = []
+    for level in config.levels:
+        total = torch.zeros(2, dtype=torch.float64)
+        for maps in held_out[: config.held_out_maps].split(config.batch):
+            x0, log_noise = maps.to(denoiser.mean), torch.full((len(maps),), level)
+            error, target = residual_error(denoiser, x0, log_noise, generator)
+            total += torch.stack([error.square().sum(), target.square().sum()]).cpu()
+        ratios.append(float(total[0] / total[1]))
+    return ratios
+
+
+def train(
+    denoiser: NeuralDenoiser,
+    data: Tensor,
+    held_out: Tensor,
+    config: TrainConfig | None = None,
+    directory: str | Path = "training",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train the denoiser's network in place, on the device on which the denoiser is.
+
+    At the end the network holds the averaged weights that were best on the held-out fields.  In
+    ``directory`` there are ``metrics.jsonl`` (a JSON object a line: ``step``, ``loss``,
+    ``learning_rate``, ``gradient``; and ``held_out`` with ``held_out_levels`` where measured) and
+    ``checkpoint.safetensors``.  Ctrl-C ends the step, writes a checkpoint and says how to resume.
+
+    Args:
+        denoiser: the preconditioned network.
+        data: training fields, shape (N, channels, n).
+        held_out: fields to judge by and to stop early by, shape (M, channels, n); never trained on.
+        config: how to train.
+        directory: where metrics and checkpoints go.
+        resume: go on from the checkpoint in ``directory`` instead of starting afresh.
+        progress: show a progress bar with the time left, the loss and the held-out loss.
+
+    Raises:
+        ValueError: fields that do not fit the denoiser or are not finite; a coefficient without
+            variance; a damaged checkpoint, or one of another network, process, archive or
+            configuration; training would overwrite a checkpoint (``resume`` is not set).
+        FileNotFoundError: ``resume`` without a checkpoint.
+        PermissionError: ``directory`` cannot be written.
+        FloatingPointError: the loss or its gradient is no longer finite.
+        KeyboardInterrupt: after the checkpoint was written.
+    """
+    config = config or TrainConfig()
+    directory = Path(directory)
+    _check_fields(denoiser, data, "training")
+    _check_fields(denoiser, held_out, "held-out")
+    _check_levels(denoiser, config)
+    require_writable(directory / CHECKPOINT)
+    identity = identity_of(denoiser, data, held_out, asdict(config))
+    state = TrainingState.start(denoiser.network, config.weight_decay, config.seed)
+    if resume:
+        state.restore(directory, identity)
+    elif (directory / CHECKPOINT).exists():
+        raise ValueError(
+            f"{directory / CHECKPOINT} holds an earlier training; resume it (resume=True, "
+            "--resume), choose another directory or delete the file"
+        )
+    _drop_metrics_after(state.step, directory / METRICS)
+    _keep_freed_memory()
+    judge = NeuralDenoiser(denoiser.process, state.average, denoiser.mean, denoiser.variance)
+    with (
+        _deferred_interrupt() as interrupted,
+        tqdm(total=config.steps, initial=state.step, desc="training", disable=not progress) as bar,
+    ):
+        while state.step < config.steps and not _out_of_patience(state, config):
+            record = _take_step(denoiser, state, data, config, directory)
+            if state.step % config.evaluate_every == 0 or state.step == config.steps:
+                record |= _judge(judge, state, held_out, config)
+            if len(record) > 1:
+                _append(record, directory / METRICS)
+                shown = {k: f"{record[k]:.4f}" for k in ("loss", "held_out") if k in record}
+                bar.set_postfix(shown)
+            if interrupted or state.step % config.checkpoint_every == 0:
+                state.save(directory, identity)
+            if interrupted:
+                raise KeyboardInterrupt(
+                    f"stopped after step {state.step}; the checkpoint is in {directory}: "
+                    "resume with resume=True (--resume)"
+                )
+            bar.update()
+    state.save(directory, identity)
+    denoiser.network.load_state_dict(state.best_weights)
+    return TrainResult(state.step, state.best, state.best_step, state.step < config.steps)
+
+
+def _take_step(
+    denoiser: NeuralDenoiser,
+    state: TrainingState,
+    data: Tensor,
+    config: TrainConfig,
+    directory: Path,
+) -> dict[str, Any]:
+    """One step of the optimiser and the average; the line of metrics, ``step`` alone if not due."""
+    step = state.step + 1
+    parameters = list(state.network.parameters())
+    device = parameters[0].device
+    chosen = torch.randint(len(data), (config.batch,), generator=state.generator)
+    log_noise = _draw_log_noise(denoiser, config, state.generator)
+    mixed = config.mixed_precision and device.type == "cuda"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+        x0 = data[chosen].to(denoiser.mean)
+        error, _ = residual_error(denoiser, x0, log_noise, state.generator)
+        loss = error.square().mean()
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} and its gradient {norm.item()} at step {step}; the last "
+            f"checkpoint in {directory} is kept: try a lower learning rate than "
+            f"{config.learning_rate:g}"
+        )
+    rate = learning_rate(step, config)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.step()
+    _average(state.average, state.network, ema_decay(step, config))
+    state.step = step
+    state.losses.append(loss.item())
+    if step % config.log_every and step != config.steps:
+        return {"step": step}
+    mean_loss = math.fsum(state.losses) / len(state.losses)
+    state.losses = []
+    return {"step": step, "loss": mean_loss, "learning_rate": rate, "gradient": norm.item()}
+
+
+def _draw_log_noise(
+    denoiser: NeuralDenoiser, config: TrainConfig, generator: torch.Generator
+) -> Tensor:
+    low, high = denoiser.process.schedule.log_snr_range
+    draw = torch.randn(config.batch, generator=generator, dtype=torch.float64)
+    return (config.log_noise_mean + config.log_noise_std * draw).clamp(-high, -low)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """θ̄ ← d θ̄ + (1 − d) θ."""
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+
+
+def _judge(
+    judge: NeuralDenoiser, state: TrainingState, held_out: Tensor, config: TrainConfig
+) -> dict[str, Any]:
+    levels = held_out_loss(judge, held_out, config)
+    mean = math.fsum(levels) / len(levels)
+    if mean < state.best:
+        state.best, state.best_step = mean, state.step
+        state.best_weights = snapshot(state.average)
+    return {"held_out": mean, "held_out_levels": levels}
+
+
+def _out_of_patience(state: TrainingState, config: TrainConfig) -> bool:
+    return state.step - state.best_step >= config.patience * config.evaluate_every
+
+
+def _check_fields(denoiser: NeuralDenoiser, fields: Tensor, name: str) -> None:
+    channels, n = denoiser.process.event_shape
+    if fields.ndim != 3 or len(fields) == 0 or tuple(fields.shape[1:]) != (channels, n):
+        raise ValueError(
+            f"expected {name} fields of shape (N >= 1, {channels}, {n}), that is {channels} "
+            f"channel(s) at lmax {harmonics.band_limit(n)}, got {tuple(fields.shape)}"
+        )
+    bad = int((~torch.isfinite(fields)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {fields.numel()} {name} coefficients are not finite")
+    if not (denoiser.variance > 0).all():
+        raise ValueError("every coefficient needs a positive variance; lower lmax or floor it")
+
+
+def _check_levels(denoiser: NeuralDenoiser, config: TrainConfig) -> None:
+    low, high = denoiser.process.schedule.log_snr_range
+    if not all(-high <= level <= -low for level in config.levels):
+        raise ValueError(
+            f"the process covers log(σ/α) from {-high:g} to {-low:g}, but held-out fields are to "
+            f"be judged at {config.levels}"
+        )
+
+
+def _append(record: Mapping[str, Any], path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(record)) + "\n")
+
+
+def _drop_metrics_after(step: int, path: Path) -> None:
+    """Keep the lines up to ``step``: later ones, perhaps half written, will be written again."""
+    kept = []
+    if path.exists() and step > 0:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if _step_of(line) > step:
+                break
+            kept.append(line + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Hold back the first Ctrl-C: the list it yields is no longer empty.  The second one strikes.
+
+    A step that is broken off in the middle leaves weights and optimiser that no other run has.
+    Signals reach the main thread alone; elsewhere the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks instead of returning them to the system at every step.
+
+    Fresh pages must be zeroed by the kernel: that is the larger part of an elementwise operation
+    on activations of some megabytes.  Elsewhere than on Linux with glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names and values of <malloc.h>
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, -1)

@@ -1,0 +1,245 @@
+"""Models: moments of an archive, files that load to the same bits, and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff.data import Encoder
+from spherediff.gaussian import GaussianField
+from spherediff.grids import GaussLegendre
+from spherediff.model import CONFIG, Model, archive_moments
+from spherediff.nn import OperatorConfig
+from spherediff.process import ConstantRate, LogSNR
+from spherediff.sample import Heun
+from spherediff.spectra import Tabulated
+
+LMAX = 4
+TINY = {"width": 4, "blocks": 1, "hidden": 4, "lifts": 1, "positional": 1, "embedding": 4}
+
+
+def archive(count: int = 12, channels: int = 2) -> xr.Dataset:
+    grid = GaussLegendre(LMAX)
+    spectrum = (1 + torch.arange(LMAX + 1.0)) ** -3
+    field = GaussianField(Tabulated(spectrum), LMAX, dtype=torch.float64)
+    a = field.sample((count, channels), generator=torch.Generator().manual_seed(0))
+    maps = 10 + 3 * grid.synthesis(a).numpy()
+    dims = ("time", "lat", "lon")
+    return xr.Dataset(
+        {f"f{c}": (dims, maps[:, c], {"units": "m s-1"}) for c in range(channels)},
+        coords={
+            "time": np.datetime64("2001-01-01", "ns") + np.arange(count) * np.timedelta64(1, "D"),
+            "lat": ("lat", grid.latitude, {"units": "degrees_north"}),
+            "lon": ("lon", grid.longitude, {"units": "degrees_east"}),
+        },
+    )
+
+
+def build(channels: int = 2, schedule: LogSNR | ConstantRate = LogSNR(high=4, low=-4)) -> Model:
+    ds = archive(channels=channels)
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    network = OperatorConfig(LMAX, channels, **TINY)
+    model = Model.build(encoder, encoder.encode(ds), network=network, schedule=schedule)
+    with torch.no_grad():  # as after training: F is not zero
+        model.denoiser.network.project.weight.normal_(std=0.3)
+    return model
+
+
+def draw(model: Model, count: int = 3, **options) -> Tensor:
+    return model.sample(count, generator=torch.Generator().manual_seed(1), steps=4, **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return build()
+
+
+@pytest.fixture
+def saved(model, tmp_path) -> Path:
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_moments_are_those_of_the_archive_with_shrunk_variances() -> None:
+    x = torch.randn(30, 2, 16, generator=torch.Generator().manual_seed(0)).double() + 5
+    mean, variance, spectrum = archive_moments(x)
+    torch.testing.assert_close(mean, x.mean(0))
+    raw = x.var(0)
+    for channel in range(2):
+        for ell in range(4):
+            rows = slice(ell * ell, (ell + 1) ** 2)
+            expected = (30 * raw[channel, rows] + 20 * raw[channel, rows].mean()) / 50
+            torch.testing.assert_close(variance[channel, rows], expected)
+            power = x[:, channel, rows].square().mean()
+            torch.testing.assert_close(spectrum[channel, ell], power)
+
+
+def test_degrees_without_variance_keep_a_positive_noise_and_variance() -> None:
+    x = torch.randn(10, 1, 16, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0] = 0
+    x[:, :, 4:9] = 0
+    _, variance, spectrum = archive_moments(x)
+    assert (variance > 0).all()
+    assert (spectrum > 0).all()
+    assert spectrum[0, 2] < 1e-9 * spectrum[0, 3]
+
+
+def test_an_untrained_model_draws_the_gaussian_emulator() -> None:
+    ds = archive(count=60)
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(LMAX, 2, **TINY))
+    x = model.sample(2000, generator=torch.Generator().manual_seed(0), batch=2000).double()
+    # 50 variances of 2000 draws: standard error √(2/2000) = 3.2 %; 4.5 of them and 1 % of solver
+    ratio = x.var(0) / model.denoiser.variance
+    assert (ratio - 1).abs().max() < 4.5 * math.sqrt(2 / 2000) + 0.01
+
+
+def test_building_does_not_touch_the_global_generator_and_is_reproducible() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    first, second = (Model.build(encoder, encoder.encode(ds), seed=3) for _ in range(2))
+    assert torch.rand(1) == expected
+    for a, b in zip(
+        first.denoiser.network.parameters(), second.denoiser.network.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_samples_do_not_depend_on_the_batch(model) -> None:
+    together = draw(model, 5)
+    torch.testing.assert_close(together, draw(model, 5, batch=2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together[:2], draw(model, 2), rtol=1e-5, atol=1e-5)
+    assert together.shape == (5, 2, harmonics.count(LMAX))
+    assert not torch.equal(together, draw(model, 5, sampler=Heun))
+
+
+@pytest.mark.parametrize("schedule", [LogSNR(high=4.5, low=-3.5), ConstantRate(horizon=4.0)])
+def test_a_saved_model_loads_to_the_same_bits(schedule, tmp_path) -> None:
+    model = build(schedule=schedule)
+    model.save(tmp_path)
+    loaded = Model.load(tmp_path)
+    assert loaded.denoiser.process.schedule == schedule
+    x = draw(model)
+    assert torch.equal(draw(loaded), x)
+    grid = GaussLegendre(LMAX)
+    xr.testing.assert_identical(loaded.encoder.decode(x, grid), model.encoder.decode(x, grid))
+
+
+def test_saving_again_replaces_the_model(model, saved) -> None:
+    other = build()
+    with torch.no_grad():
+        other.denoiser.network.project.weight.add_(1)
+    other.save(saved)
+    assert torch.equal(draw(Model.load(saved)), draw(other))
+    assert sorted(p.suffix for p in saved.iterdir()) == [".json", ".safetensors"]
+    model.save(saved)
+    assert torch.equal(draw(Model.load(saved)), draw(model))
+
+
+def test_a_save_that_fails_leaves_the_old_model(model, saved, monkeypatch) -> None:
+    other = build()
+    with torch.no_grad():
+        other.denoiser.network.project.weight.add_(1)
+
+    def fail(*_args, **_options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space"):
+        other.save(saved)
+    monkeypatch.undo()
+    assert torch.equal(draw(Model.load(saved)), draw(model))
+
+
+def weights_of(directory: Path) -> Path:
+    return next(directory.glob("*.safetensors"))
+
+
+def edit(directory: Path, change) -> None:
+    description = json.loads((directory / CONFIG).read_text())
+    change(description)
+    (directory / CONFIG).write_text(json.dumps(description))
+
+
+def test_missing_models_are_reported(saved, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a model directory with model.json"):
+        Model.load(tmp_path / "nowhere")
+    weights_of(saved).unlink()
+    with pytest.raises(FileNotFoundError, match="expected a model at"):
+        Model.load(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 50, -1])
+def test_damaged_models_are_refused(saved, keep) -> None:
+    content = weights_of(saved).read_bytes()
+    weights_of(saved).write_bytes(content[:keep])
+    with pytest.raises(ValueError, match="truncated or corrupted"):
+        Model.load(saved)
+    flipped = bytes([content[-5] ^ 8])
+    weights_of(saved).write_bytes(content[:-5] + flipped + content[-4:])
+    with pytest.raises(ValueError, match="checksum"):
+        Model.load(saved)
+    text = (saved / CONFIG).read_text()
+    (saved / CONFIG).write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="model.json is truncated or corrupted"):
+        Model.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 1"),
+        (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
+        (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
+        (lambda d: d["network"].update(width=5), "belong to another network"),
+        (lambda d: d.pop("encoder"), "lacks encoder"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(saved, change, message) -> None:
+    edit(saved, change)
+    with pytest.raises(ValueError, match=message):
+        Model.load(saved)
+
+
+def test_an_encoder_of_other_fields_is_refused(model) -> None:
+    encoder = Encoder.fit(archive(channels=1), lmax=3)
+    with pytest.raises(ValueError, match=r"1 channel.* lmax 3, the denoiser expects 2 at lmax 4"):
+        Model(encoder, model.denoiser)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[:1], "at least two training fields, got 1"),
+        (lambda x: x[:, :1], r"shape \(N, 2, 25\)"),
+        (lambda x: x * torch.tensor([1.0, 0.0])[:, None], "channel 1 is constant"),
+        (lambda x: x / (torch.arange(25) != 3), "12 of 600 coefficients|not finite"),
+    ],
+)
+def test_unfit_archives_are_refused(spoil, message) -> None:
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    with pytest.raises(ValueError, match=message):
+        Model.build(encoder, spoil(encoder.encode(ds)))
+
+
+def test_output_that_cannot_be_written_is_reported(model, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PermissionError, match="cannot write"):
+        model.save(tmp_path / "file" / "model")
+
+
+def test_at_least_one_field_is_drawn(model) -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        draw(model, 0)
