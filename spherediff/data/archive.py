@@ -26,32 +26,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from spherediff.data.axes import (
+    describe,
+    kind_of,
+    nside_of,
+    spatial_axes,
+    values_of,
+    why_not_spatial,
+)
 from spherediff.data.climatology import is_dates
 from spherediff.grids import Grid, HEALPix, LatLon
 
 _LOG = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 2**25  # of maps in float64
-_LATITUDE_UNITS = {"degrees_north", "degree_north", "degree_n", "degrees_n", "degreen", "degreesn"}
-_LONGITUDE_UNITS = {"degrees_east", "degree_east", "degree_e", "degrees_e", "degreee", "degreese"}
-_LATITUDE_NAMES = {"lat", "lats", "latitude", "latitudes", "y", "nav_lat", "fnocy", "nlat", "ylat"}
-_LONGITUDE_NAMES = {
-    "lon", "lons", "long", "longitude", "longitudes", "x", "nav_lon", "fnocx", "nlon", "xlon",
-}  # fmt: skip
-_VERTICAL_NAMES = {
-    "level", "lev", "levels", "plev", "pressure", "pressure_level", "height", "depth", "altitude",
-    "isobaricinhpa", "hybrid", "sigma", "z", "heightaboveground", "model_level", "nlev",
-}  # fmt: skip
-_VERTICAL_STANDARD = {"air_pressure", "height", "altitude", "depth", "model_level_number"}
-_SAMPLE_NAMES = {
-    "time", "times", "t", "date", "day", "month", "year", "season", "sample", "samples", "run",
-    "member", "members", "ens", "ensemble", "realization", "realisation", "number", "valid_time",
-    "init_time", "member_id",
-}  # fmt: skip
-_CELL_NAMES = {
-    "cell", "cells", "pix", "pixel", "pixels", "npix", "ipix", "value", "values", "ncell",
-    "ncells", "hpx", "healpix", "hp_cell", "cell_ids",
-}  # fmt: skip
 _ORDERING_KEYS = ("healpix_order", "ordering", "healpix_ordering", "indexing_scheme", "order")
 _ORDERINGS = {
     "ring": "ring", "ringed": "ring", "nest": "nested", "nested": "nested", "nesting": "nested",
@@ -80,13 +68,13 @@ def normalise(
     if select:
         ds = _select(ds, select)
     names = _requested(ds, variables)
-    axes = {name: _spatial_axes(ds, name) for name in names}
+    axes = {name: spatial_axes(ds, name) for name in names}
     fields = {name: dims for name, dims in axes.items() if dims is not None}
     if variables is not None and len(fields) < len(names):
         missing = next(name for name in names if name not in fields)
-        raise ValueError(f"{_describe(ds, missing)}: {_why_not_spatial(ds, missing)}")
+        raise ValueError(f"{describe(ds, missing)}: {why_not_spatial(ds, missing)}")
     if not fields:
-        reason = _why_not_spatial(ds, names[0]) if names else "there is no numeric variable"
+        reason = why_not_spatial(ds, names[0]) if names else "there is no numeric variable"
         raise ValueError(f"no variable lies on a sphere; there are {_listing(ds)}. {reason}")
     if len(set(fields.values())) > 1:
         listing = ", ".join(f"{name} on {' × '.join(dims)}" for name, dims in fields.items())
@@ -169,7 +157,7 @@ def _select(ds: xr.Dataset, select: Mapping[str, Any]) -> xr.Dataset:
             ds = ds.sel({name: value})
         except (KeyError, IndexError) as error:
             raise ValueError(
-                f"cannot select {name} = {value!r}: there are {_values(ds, name)}"
+                f"cannot select {name} = {value!r}: there are {values_of(ds, name)}"
             ) from error
     return ds
 
@@ -185,115 +173,18 @@ def _requested(ds: xr.Dataset, variables: str | Sequence[str] | None) -> list[st
 
 
 def _listing(ds: xr.Dataset) -> str:
-    return ", ".join(_describe(ds, name) for name in ds.data_vars) or "no variables"
-
-
-def _describe(ds: xr.Dataset, name: Any) -> str:
-    return f"{name}({', '.join(map(str, ds[name].dims))})"
-
-
-def _values(ds: xr.Dataset, dim: str) -> str:
-    size = ds.sizes[dim]
-    if dim not in ds.coords:
-        return f"indices 0 to {size - 1}"
-    values = [str(v) for v in ds[dim].values[:6]]
-    return ", ".join(values) + (f", … ({size} values)" if size > 6 else "")
-
-
-def _kind(ds: xr.Dataset, dim: str) -> str:
-    """What a dimension stands for: latitude, longitude, vertical, sample, cell or unknown."""
-    attrs = ds[dim].attrs if dim in ds.coords else {}
-    standard = str(attrs.get("standard_name", "")).lower()
-    if standard in ("latitude", "longitude"):
-        return standard
-    if standard in _VERTICAL_STANDARD or "positive" in attrs:
-        return "vertical"
-    if standard in ("time", "realization") or (dim in ds.coords and is_dates(ds[dim].values)):
-        return "sample"
-    if standard.startswith(("grid_", "projection_")):
-        return "unknown"
-    units = str(attrs.get("units", "")).lower()
-    if units in _LATITUDE_UNITS:
-        return "latitude"
-    if units in _LONGITUDE_UNITS:
-        return "longitude"
-    angular = units in ("", "degrees", "degree", "deg")
-    axis = str(attrs.get("axis", "")).upper()
-    if axis in ("X", "Y") and angular:
-        return {"X": "longitude", "Y": "latitude"}[axis]
-    if axis in ("T", "E", "Z"):
-        return {"T": "sample", "E": "sample", "Z": "vertical"}[axis]
-    return _kind_by_name(dim.lower(), angular)
-
-
-def _kind_by_name(name: str, angular: bool) -> str:
-    if name in _LATITUDE_NAMES and angular:
-        return "latitude"
-    if name in _LONGITUDE_NAMES and angular:
-        return "longitude"
-    if name in _VERTICAL_NAMES:
-        return "vertical"
-    if name in _SAMPLE_NAMES:
-        return "sample"
-    return "cell" if name in _CELL_NAMES else "unknown"
-
-
-def _spatial_axes(ds: xr.Dataset, name: str) -> tuple[str, ...] | None:
-    """(latitude, longitude) or (cell,) among the dimensions of a variable; None without."""
-    kinds = {_kind(ds, str(dim)): str(dim) for dim in ds[name].dims}
-    if "latitude" in kinds and "longitude" in kinds:
-        axes = kinds["latitude"], kinds["longitude"]
-        return axes if all(dim in ds.coords for dim in axes) else None
-    if "cell" in kinds and _nside(ds.sizes[kinds["cell"]]) is not None:
-        return (kinds["cell"],)
-    return None
-
-
-def _nside(npix: int) -> int | None:
-    nside = math.isqrt(npix // 12)
-    return nside if nside >= 1 and 12 * nside**2 == npix else None
-
-
-def _why_not_spatial(ds: xr.Dataset, name: str) -> str:
-    dims = [str(dim) for dim in ds[name].dims]
-    kinds = {_kind(ds, dim): dim for dim in dims}
-    curvilinear = [
-        str(c)
-        for c, v in ds.variables.items()
-        if v.ndim == 2 and str(v.attrs.get("standard_name", c)).lower() in _LATITUDE_NAMES
-    ]
-    if curvilinear:
-        return (
-            f"its latitudes {curvilinear[0]} have two dimensions: a curvilinear grid has no exact"
-            " analysis, so interpolate to a regular latitude-longitude grid first"
-        )
-    if "latitude" in kinds and "longitude" in kinds:
-        return (
-            f"the dimensions {kinds['latitude']} and {kinds['longitude']} have no coordinate"
-            " values, so the grid is unknown: assign their degrees with ds.assign_coords"
-        )
-    if "cell" in kinds:
-        return (
-            f"the dimension {kinds['cell']} has {ds.sizes[kinds['cell']]} values, which is not"
-            " 12 nside² as on HEALPix: an unstructured grid has no exact analysis, so"
-            " interpolate to a regular latitude-longitude grid first"
-        )
-    return (
-        "no dimension is recognised as latitude and longitude or as HEALPix cells; give them"
-        " units degrees_north and degrees_east, or rename them with"
-        " ds.rename({...: 'latitude', ...: 'longitude'}), and pass the dataset to normalise"
-    )
+    return ", ".join(describe(ds, name) for name in ds.data_vars) or "no variables"
 
 
 def _squeeze(ds: xr.Dataset, names: list[str], spatial: tuple[str, ...]) -> xr.Dataset:
     """Drop levels and unknown dimensions that hold a single value; refuse them otherwise."""
     for name in names:
         for dim in map(str, ds[name].dims):
-            if dim in spatial or dim not in ds.dims or _kind(ds, dim) == "sample":
+            if dim in spatial or dim not in ds.dims or kind_of(ds, dim) == "sample":
                 continue
             if ds.sizes[dim] > 1:
                 raise ValueError(
-                    f"{_describe(ds, name)} has a dimension {dim} ({_values(ds, dim)}) besides"
+                    f"{describe(ds, name)} has a dimension {dim} ({values_of(ds, dim)}) besides"
                     f" space and samples: choose one value, as in select={{{dim!r}: …}} or"
                     f" ds.sel({dim}=…), or rename it to 'sample' if its values are samples"
                 )
@@ -311,7 +202,7 @@ def _sample_dimensions(
     left_out = [name for name in names if name not in kept]
     if left_out and requested:
         raise ValueError(
-            f"the variables have different samples: {', '.join(_describe(ds, n) for n in names)};"
+            f"the variables have different samples: {', '.join(describe(ds, n) for n in names)};"
             " choose variables with the same dimensions"
         )
     if left_out:
@@ -347,7 +238,7 @@ def _rename_spatial(
         for axis, attrs in zip(("latitude", "longitude"), _AXIS_ATTRS, strict=True):
             ds[axis].attrs = attrs
         return _set_mapping(ds, names, None)
-    nside = _nside(ds.sizes[spatial[0]])
+    nside = nside_of(ds.sizes[spatial[0]])
     assert nside is not None
     order = _ordering(ds, names, spatial[0], ordering)
     if spatial[0] in ds.coords:
@@ -357,7 +248,9 @@ def _rename_spatial(
                 f" sort the data by it first, as in ds.sortby({spatial[0]!r})"
             )
         ds = ds.drop_vars(spatial[0])
-    ds = ds.drop_vars(mappings).rename_dims({spatial[0]: "cell"})
+    ds = ds.drop_vars(mappings)
+    if spatial[0] != "cell":
+        ds = ds.rename_dims({spatial[0]: "cell"})
     return _set_mapping(ds, names, "crs").assign_coords(crs=_healpix_crs(nside, order))
 
 
@@ -418,7 +311,9 @@ def _one_sample_dimension(ds: xr.Dataset, sample_dims: list[str]) -> xr.Dataset:
         return ds.rename({name: "time"})
     if name in ("time", "sample"):
         return ds
-    return ds.reset_index(name, drop=False).rename_dims({name: "sample"})
+    if name in ds.indexes:
+        ds = ds.reset_index(name)
+    return ds.rename_dims({name: "sample"})
 
 
 def _expand(ds: xr.Dataset) -> xr.Dataset:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ from spherediff.data.archive import (
     sample_dimension,
 )
 from spherediff.data.climatology import Climatology, Constant
+from spherediff.data.maps import BATCH, blocks, fitted
 from spherediff.data.transforms import (
     Identity,
-    Quantile,
     Transform,
     transform_config,
     transform_from_config,
@@ -48,8 +48,6 @@ from spherediff.grids import Grid
 _LOG = logging.getLogger(__name__)
 
 _FORMAT = 1
-_BATCH = 64  # samples transformed at once
-_QUANTILE_VALUES = 2_000_000  # values a Quantile is fitted to, from evenly spaced samples
 _MUCH_LOST = 0.05  # fraction of variance beyond lmax that deserves a warning
 _KEPT_ATTRS = ("units", "long_name", "standard_name")
 
@@ -116,7 +114,7 @@ class Encoder:
         design = climatology.design(_times(ds), count)
         unfitted = _transforms(names, transform or {})
         transforms = tuple(
-            _fitted(ds[name], one, grid) for name, one in zip(names, unfitted, strict=True)
+            fitted(ds[name], one, grid) for name, one in zip(names, unfitted, strict=True)
         )
         a, lost = _analyse_with_residual(ds, names, transforms, grid, lmax)
         cycle = climatologies.fit(design, a.reshape(count, -1)).reshape(-1, *a.shape[1:])
@@ -165,7 +163,7 @@ class Encoder:
         design = torch.from_numpy(self.climatology.design(times, count))
         x = torch.empty(count, len(self.names), harmonics.count(self.lmax), dtype=dtype)
         for channel, (name, transform) in enumerate(zip(self.names, self.transforms, strict=True)):
-            for part, maps in _blocks(ds, name, transform):
+            for part, maps in blocks(ds, name, transform):
                 a = grid.analysis(torch.from_numpy(maps), self.lmax)
                 x[part, channel] = (
                     (a - design[part] @ self.cycle[:, channel]) / self.scale[channel]
@@ -193,10 +191,10 @@ class Encoder:
         sample = "sample" if dates is None else str(dates.dims[0])
         a = self.restore(x, dates)
         values = np.empty((len(self.names), len(a), *grid.shape), np.float32)
-        for k in range(0, len(a), _BATCH):
-            maps = grid.synthesis(a[k : k + _BATCH]).numpy()
+        for k in range(0, len(a), BATCH):
+            maps = grid.synthesis(a[k : k + BATCH]).numpy()
             for channel, transform in enumerate(self.transforms):
-                values[channel, k : k + _BATCH] = transform.inverse(maps[:, channel])
+                values[channel, k : k + BATCH] = transform.inverse(maps[:, channel])
         dims, coords = grid_coordinates(grid)
         mapping = {"grid_mapping": "crs"} if "crs" in coords else {}
         fields = {
@@ -355,93 +353,6 @@ def _require_variability(
             )
 
 
-def _sample_slices(ds: xr.Dataset) -> Iterator[slice]:
-    """The dask chunks of the samples, so that no stored chunk is read twice."""
-    dim = sample_dimension(ds)
-    sizes = ds.chunksizes.get(dim, (ds.sizes[dim],))
-    stop = 0
-    for size in sizes:
-        start, stop = stop, stop + size
-        yield slice(start, stop)
-
-
-def _blocks(
-    ds: xr.Dataset, name: str, transform: Transform
-) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Transformed maps of one variable, a batch of samples at a time."""
-    dim = sample_dimension(ds)
-    for part in _sample_slices(ds):
-        values = _read(ds[name].isel({dim: part}))
-        if not np.isfinite(values).all():
-            raise ValueError(_missing(ds, name))
-        for k in range(0, len(values), _BATCH):
-            batch = values[k : k + _BATCH]
-            start = part.start + k
-            yield slice(start, start + len(batch)), _forward(transform, batch, name)
-
-
-def _forward(transform: Transform, values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-    try:
-        return np.asarray(transform.forward(values), np.float64)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _read(field: xr.DataArray) -> NDArray[np.float64]:
-    """Values in memory, float64.
-
-    Raises:
-        OSError: the file turns out to be damaged where these values lie.
-    """
-    try:
-        return np.asarray(field.values, np.float64)
-    except (OSError, RuntimeError) as error:
-        raise OSError(
-            f"cannot read the values of {field.name}: the file is damaged: {error}"
-        ) from error
-
-
-def _missing(ds: xr.Dataset, name: str) -> str:
-    """Message that counts what is missing in a variable, and says what to do."""
-    dim = sample_dimension(ds)
-    nan = infinite = affected = 0
-    first = None
-    for part in _sample_slices(ds):
-        values = _read(ds[name].isel({dim: part})).reshape(part.stop - part.start, -1)
-        nan += int(np.isnan(values).sum())
-        infinite += int(np.isinf(values).sum())
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        affected += len(bad)
-        if first is None and len(bad):
-            first = part.start + int(bad[0])
-    total = math.prod(ds[name].shape)
-    return (
-        f"{name} has {nan} missing and {infinite} infinite values among {total}"
-        f" ({(nan + infinite) / total:.2g}), in {affected} of {ds.sizes[dim]} samples, first in"
-        f" sample {first}; a spherical-harmonic analysis needs every value. Fill them with"
-        " spherediff.data.fill(ds, value), where value is a number in the variable's units or"
-        " 'mean' for the mean of the other samples, or leave these samples out"
-    )
-
-
-def _fitted(field: xr.DataArray, transform: Transform, grid: Grid) -> Transform:
-    """The transform, a Quantile with its table made from evenly spaced samples."""
-    if not isinstance(transform, Quantile) or transform.x:
-        return transform
-    ds = field.to_dataset()
-    dim = sample_dimension(ds)
-    count = min(ds.sizes[dim], max(1, _QUANTILE_VALUES // math.prod(grid.shape)))
-    chosen = np.unique(np.linspace(0, ds.sizes[dim] - 1, count).round().astype(int))
-    values = _read(field.isel({dim: chosen}))
-    if not np.isfinite(values).all():
-        raise ValueError(_missing(ds, str(field.name)))
-    weights = np.broadcast_to(grid.area_weights.numpy(), values.shape)
-    try:
-        return transform.fit(values, weights)
-    except ValueError as error:
-        raise ValueError(f"{field.name}: {error}") from error
-
-
 def _analyse_with_residual(
     ds: xr.Dataset,
     names: tuple[str, ...],
@@ -460,7 +371,7 @@ def _analyse_with_residual(
     weights = grid.area_weights.numpy() / (4 * math.pi)
     for channel, (name, transform) in enumerate(zip(names, transforms, strict=True)):
         total, squares = np.zeros(grid.shape), np.zeros(grid.shape)
-        for part, maps in _blocks(ds, name, transform):
+        for part, maps in blocks(ds, name, transform):
             a = grid.analysis(torch.from_numpy(maps), lmax)
             residual = maps - grid.synthesis(a).numpy()
             total += residual.sum(0)

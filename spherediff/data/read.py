@@ -39,7 +39,8 @@ def open(
     Args:
         path: a NetCDF (3 or 4), GRIB or HEALPix FITS file or a Zarr folder; several of them are
             joined along the samples.  The maps of one FITS file are variables with one sample.
-        variables: names of the fields to keep; by default all that lie on a sphere.
+        variables: names of the fields to keep, in order; by default all that lie on a sphere, in
+            the order of the file (Zarr: of their names).
         select: value of each dimension besides space and samples, such as ``{"lev": 850}``.
         ordering: "ring" or "nested", for HEALPix data that do not say so themselves.
 
@@ -174,8 +175,9 @@ def _format(path: Path) -> str:
 
 
 def _read_xarray(path: Path, engine: str) -> xr.Dataset:
-    options: dict[str, Any] = {"backend_kwargs": {"indexpath": ""}} if engine == "cfgrib" else {}
-    raw = xr.open_dataset(path, engine=engine, decode_cf=False, **options)
+    # No index file beside a GRIB file; all metadata of a local Zarr store, consolidated or not.
+    options = {"cfgrib": {"indexpath": ""}, "zarr": {"consolidated": False}}.get(engine)
+    raw = xr.open_dataset(path, engine=engine, decode_cf=False, backend_kwargs=options)
     if engine == "scipy":
         _require_complete(raw, path)
     try:
@@ -183,8 +185,8 @@ def _read_xarray(path: Path, engine: str) -> xr.Dataset:
     except (ValueError, OverflowError) as error:
         warnings.warn(f"the times of {path} stay numbers: {error}", stacklevel=4)
         ds = xr.decode_cf(raw, decode_times=False, decode_timedelta=False)
-    ds.encoding["source"] = str(path)
-    return ds
+    # The folders of a Zarr store have no order of their own.
+    return ds[sorted(map(str, ds.data_vars))] if engine == "zarr" else ds
 
 
 def _require_complete(raw: xr.Dataset, path: Path) -> None:
