@@ -71,7 +71,7 @@ class Covariance:
         if rank is not None and rank < N:
             _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
             factor = values[:rank, None] * vectors[:rank]
-        rest = ((std > 0) - factor.square().sum(0)).clamp_min(0)
+        rest = ((std > 0).to(std.dtype) - factor.square().sum(0)).clamp_min(0)
         event = data.shape[1:]
         return cls((std.square() * rest).reshape(event), (std * factor).reshape(-1, *event))
 
@@ -105,7 +105,8 @@ class Covariance:
     def _woodbury(self, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         V = scale.square() * self.diagonal + noise
         flat = self.factor.flatten(1)
-        a2 = scale.square().flatten(-len(self.event_shape))[..., :1, None]
+        first = (..., *(0,) * len(self.event_shape))
+        a2 = scale.square().expand_as(V)[first][..., None, None]
         rows = flat / V.flatten(-len(self.event_shape))[..., None, :]  # (..., k, n)
         eye = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
         return V, eye + a2 * (rows @ flat.T)
@@ -122,13 +123,14 @@ def shrinkage_intensity(z: Tensor) -> float:
     """δ = Σ_{i≠j} Var(r_ij)/Σ_{i≠j} r_ij² for standardised samples z, shape (N, p).
 
     With w_kij = z_ki z_kj and w̄ its mean over k, r_ij = N/(N−1) w̄_ij and
-    Var(r_ij) = N/(N−1)³ Σ_k (w_kij − w̄_ij)².  The double sums over i, j go through the N×N Gram
-    matrix, so no p×p matrix is formed.
+    Var(r_ij) = N/(N−1)³ Σ_k (w_kij − w̄_ij)².  Σ_ij w̄_ij² = ‖zᵀz‖²_F/N² = ‖zzᵀ‖²_F/N², whichever of
+    the two matrices is smaller.
     """
     z = z.double()
-    N = len(z)
+    N, p = z.shape
     squares = z.square()
-    gram = (z @ z.T).square().sum() - squares.sum(0).square().sum()  # N² Σ_{i≠j} w̄²
+    product = z @ z.T if p > N else z.T @ z
+    gram = product.square().sum() - squares.sum(0).square().sum()  # N² Σ_{i≠j} w̄²
     raw = squares.sum(1).square().sum() - squares.square().sum()  # Σ_k Σ_{i≠j} w_k²
     variance = N / (N - 1) ** 3 * (raw - gram / N)
     correlation = gram / (N - 1) ** 2

@@ -161,7 +161,7 @@ class GaussianField(GaussianMeasure):
         cosine = np.cos(torch.as_tensor(angle, dtype=torch.float64).numpy())
         weight = self.degree_variance * self._multiplicity
         weight = weight / weight.sum(-1, keepdim=True)
-        return torch.as_tensor(np.polynomial.legendre.legval(cosine, weight.T.numpy()))
+        return torch.as_tensor(np.polynomial.legendre.legval(cosine, weight.movedim(-1, 0).numpy()))
 
     def equivalence(self, other: GaussianField) -> Tensor:
         """Feldman–Hájek partial sums Σ_{ℓ≤L}(2ℓ+1)(S_ℓ/C_ℓ − 1)², S the spectrum of ``other``.
@@ -179,6 +179,22 @@ class GaussianField(GaussianMeasure):
         S, C = other.degree_variance, self.degree_variance
         ratio = torch.where((S == 0) & (C == 0), 1, S / C)
         return (self._multiplicity * (ratio - 1).square()).cumsum(-1)
+
+    def relative_entropy(self, other: GaussianField) -> Tensor:
+        """Partial sums of KL(N(0, S) ‖ N(0, C)) = Σ(2ℓ+1) ½(r_ℓ − 1 − log r_ℓ), r_ℓ = S_ℓ/C_ℓ.
+
+        S is the spectrum of ``other``, C that of this field.  The sum converges as lmax → ∞
+        exactly when the two measures are equivalent.
+
+        Returns:
+            float64 of shape (lmax+1,) or (channels, lmax+1), in nats, one for each band limit.
+
+        Raises:
+            ValueError: the two fields differ in lmax or channels.
+        """
+        _require_same_event(self, other)
+        r = other.degree_variance / self.degree_variance
+        return (self._multiplicity * 0.5 * (r - 1 - r.log())).cumsum(-1)
 
     @property
     def _multiplicity(self) -> Tensor:

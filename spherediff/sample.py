@@ -90,7 +90,7 @@ class Sampler:
         x = self.process.field.sample(shape, generator=noise)
         steps = list(pairwise(self.times))
         memory: Memory = None
-        for t, s in tqdm(steps, desc=type(self).__name__, disable=not progress, leave=False):
+        for t, s in tqdm(steps, desc=type(self).__name__, disable=not progress):
             x, memory = self.step(x, t, s, noise, memory)
         return self._arrive(x)
 

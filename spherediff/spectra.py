@@ -222,25 +222,30 @@ def _variance_series(nu: float, kappa: float) -> float:
 
 
 def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> WhittleMaternFit:
-    """Minimise ½ Σ w(Ĉ/C + log C) over θ = (log A, log κ, log ν), C = A(1 + ℓ(ℓ+1)/κ²)^{−(ν+1)}."""
-    eigenvalue = (ell * (ell + 1)).double()
+    """Minimise ½ Σ w(Ĉ/C + log C) over θ = (log A, log κ, log ν).
 
-    def log_spectrum(theta: Tensor) -> Tensor:
-        log_amplitude, log_kappa, log_nu = theta
-        return log_amplitude - (log_nu.exp() + 1) * torch.log1p(
-            eigenvalue * torch.exp(-2 * log_kappa)
-        )
+    log C_ℓ = log A − (ν+1) log(1 + ℓ(ℓ+1)/κ²), and the Fisher information is ½ Jᵀ diag(w) J with
+    J = ∂ log C/∂θ.
+    """
+    eigenvalue = (ell * (ell + 1)).double().numpy()
+    target, w = empirical.numpy(), weight.numpy()
+
+    def log_spectrum(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kappa, nu = np.exp(theta[1:])
+        u = eigenvalue / kappa**2
+        jacobian = np.stack([np.ones_like(u), 2 * (nu + 1) * u / (1 + u), -nu * np.log1p(u)], 1)
+        return theta[0] - (nu + 1) * np.log1p(u), jacobian
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        point = torch.tensor(theta, requires_grad=True)
-        log_ratio = empirical.log() - log_spectrum(point)
-        loss = 0.5 * (weight * (log_ratio.exp() - log_ratio)).sum() / weight.sum()
-        (gradient,) = torch.autograd.grad(loss, point)
-        return loss.item(), gradient.numpy()
+        log_C, jacobian = log_spectrum(theta)
+        # the line search may try absurd parameters; the bound keeps its objective finite
+        ratio = np.exp(np.minimum(np.log(target) - log_C, 500))
+        loss = 0.5 * np.average(ratio + log_C, weights=w)
+        return float(loss), 0.5 * np.average((1 - ratio)[:, None] * jacobian, axis=0, weights=w)
 
     bounds = [(None, None), (math.log(1e-3), math.log(1e6)), (math.log(1e-3), math.log(1e3))]
     starts = [
-        np.array([float(empirical[0].log()), math.log(kappa), math.log(nu)])
+        np.array([math.log(target[0]), math.log(kappa), math.log(nu)])
         for kappa in (2.0, 10.0, 50.0)
         for nu in (0.5, 2.0)
     ]
@@ -251,13 +256,12 @@ def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> Whitt
         ),
         key=lambda result: result.fun,
     )
-    theta = torch.tensor(best.x)
-    spectrum, public = _public_parameters(theta)
-    jacobian: Tensor = torch.autograd.functional.jacobian(log_spectrum, theta)  # type: ignore[assignment]
-    fisher = 0.5 * (jacobian.T * weight) @ jacobian
-    covariance = public @ torch.linalg.pinv(fisher, hermitian=True) @ public.T
-    errors = covariance.diagonal().clamp_min(0).sqrt().tolist()
-    slope, slope_error = _excess_slope(ell, empirical / log_spectrum(theta).exp(), weight)
+    spectrum, public = _public_parameters(best.x)
+    log_C, jacobian = log_spectrum(best.x)
+    fisher = 0.5 * (jacobian.T * w) @ jacobian
+    covariance = public @ np.linalg.pinv(fisher, hermitian=True) @ public.T
+    errors = np.sqrt(np.clip(np.diag(covariance), 0, None)).tolist()
+    slope, slope_error = _excess_slope(ell.numpy(), target / np.exp(log_C), w)
     # One false alarm in about 30,000 fits to data that follow the model.
     if slope > 4 * slope_error:
         warnings.warn(
@@ -271,7 +275,7 @@ def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> Whitt
     return WhittleMaternFit(spectrum, dict(zip(names, errors, strict=True)), slope, slope_error)
 
 
-def _public_parameters(theta: Tensor) -> tuple[WhittleMatern, Tensor]:
+def _public_parameters(theta: np.ndarray) -> tuple[WhittleMatern, np.ndarray]:
     """(σ, ν, ρ) from (log A, log κ, log ν), and the Jacobian of that map (3, 3)."""
 
     def parameters(point: np.ndarray) -> np.ndarray:
@@ -279,18 +283,18 @@ def _public_parameters(theta: Tensor) -> tuple[WhittleMatern, Tensor]:
         variance = amplitude * kappa ** (2 * (nu + 1)) * _variance_series(nu, kappa)
         return np.array([math.sqrt(variance), nu, math.sqrt(8 * nu) / kappa])
 
-    point, step = theta.numpy(), 1e-5
+    step = 1e-5
     columns = [
-        (parameters(point + step * unit) - parameters(point - step * unit)) / (2 * step)
+        (parameters(theta + step * unit) - parameters(theta - step * unit)) / (2 * step)
         for unit in np.eye(3)
     ]
-    return WhittleMatern(*parameters(point).tolist()), torch.tensor(np.stack(columns, axis=1))
+    return WhittleMatern(*parameters(theta).tolist()), np.stack(columns, axis=1)
 
 
-def _excess_slope(ell: Tensor, ratio: Tensor, weight: Tensor) -> tuple[float, float]:
+def _excess_slope(ell: np.ndarray, ratio: np.ndarray, w: np.ndarray) -> tuple[float, float]:
     """Weighted least-squares slope of log(Ĉ/C) on log ℓ, upper half; Var log(Ĉ/C) ≈ 2/w."""
     upper = ell >= (ell[0] + ell[-1]) / 2
-    x, y, w = ell[upper].double().log(), ratio[upper].log(), weight[upper]
-    x = x - (w * x).sum() / w.sum()
-    information = (w * x.square()).sum()
-    return float((w * x * y).sum() / information), float((2 / information).sqrt())
+    x, y, w = np.log(ell[upper]), np.log(ratio[upper]), w[upper]
+    x = x - np.average(x, weights=w)
+    information = np.sum(w * x**2)
+    return float(np.sum(w * x * y) / information), math.sqrt(2 / information)
