@@ -2,16 +2,17 @@
 
 E‖m_θ(X_t, t) − X_0‖² is minimised by the conditional expectation m in every norm, coefficient by
 coefficient; the norm only says which errors a finite network should spend itself on.  With the
-preconditioning m = w + √p ⊙ F of MATH §4 the loss is
+preconditioning m = w + √p ⊙ F of :class:`~spherediff.denoise.NeuralDenoiser` the loss is
 
     L(θ) = E_t E ‖F_θ − (X_0 − w)/√p‖²/n,      log(σ_t/α_t) ~ N(P_mean, P_std²),
 
 the mean over coefficients of the squared error divided by p_i, the error variance of the best
 linear denoiser.  This is EDM's unit-weight loss (Karras et al. 2022, arXiv 2206.00364, §5) carried
 to a Hilbert space: at every noise level and every degree an untrained network (F = 0, the diagonal
-Gaussian emulator) scores 1.  It differs from the Kullback–Leibler weight (α/σ²)², with C_ℓ as
-metric, by the factor p_i α²C_ℓ/σ⁴ alone, which the log-normal law of the noise level and the unit
-weight replace by a bounded one.
+Gaussian emulator) scores 1.  The Kullback–Leibler integrand ‖s_θ − D log h_t‖²_C of the entropic
+bound is the same sum of squares with the further weights α²p_iC_ℓ/σ_i⁴, which grow without bound as
+σ → 0; unit weights and a log-normal law of the noise level spend the network's effort where there
+is something left to learn, in the middle, as EDM does.
 
 Held-out fields are judged by the same error at fixed noise levels and with fixed noise, as a
 fraction of the error of F = 0: 1 is the Gaussian emulator, less is better.

@@ -99,6 +99,18 @@ def test_transforms_stay_in_single_precision_under_autocast() -> None:
     torch.testing.assert_close(back, table, rtol=0, atol=1e-5)
 
 
+def test_operator_runs_in_mixed_precision() -> None:
+    operator = trained_like(5, 2).float()
+    u, log_noise = normal(3, 2, 36, dtype=torch.float32), torch.tensor([-1.0, 0.0, 1.0])
+    expected = operator(u, log_noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = operator(u, log_noise)
+    found.square().sum().backward()
+    # bfloat16 has 8 bits: errors of about 1 % of the output's size
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+    assert all(torch.isfinite(p.grad).all() for p in operator.parameters())
+
+
 def test_transform_gradients() -> None:
     transform = Transform(3, 4, 8)
     a = normal(16, 2).requires_grad_()

@@ -1,10 +1,10 @@
 """A spherical neural operator: coefficients in, coefficients out, nonlinear on the grid between.
 
 With S the synthesis on the Gauss–Legendre grid, A = S⁻¹ its analysis, e an embedding of
-log(σ_t/α_t) and u the preconditioned coefficients (unit variance in each, MATH: the argument of F
-in m = w + √p · F),
+log(σ_t/α_t) and u the preconditioned coefficients of
+:class:`~spherediff.denoise.NeuralDenoiser` (unit variance in each),
 
-    lift     h = W S(g_ℓ(e) u) + V s,             s: learned positional fields, sin(latitude), 1
+    lift     h = W S(g_ℓ(e) u) + V s,      s: learned positional fields, sin(latitude), its square
     block    z = (1 + γ(e)) h + β(e)
              h ← h + B φ(K S(R_ℓ (1 + r_ℓ(e)) A z) + D z + c)
     project  F = (1 + q_ℓ(e)) A(O h)
