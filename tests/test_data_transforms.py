@@ -118,3 +118,9 @@ def test_errors():
         Quantile().forward(np.ones(1))
     with pytest.raises(ValueError, match="unknown transform 'Box'.*Log1p"):
         transform_from_config({"kind": "Box"})
+
+
+def test_quantile_of_few_symmetric_values_is_symmetric():
+    """Each value counts half below itself, so the middle one has the score 0."""
+    y = Quantile(9).fit(np.arange(9.0), np.ones(9)).forward(np.arange(9.0))
+    np.testing.assert_allclose(y, -y[::-1], atol=1e-12)
