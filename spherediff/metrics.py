@@ -281,15 +281,15 @@ class _Weights:
     def draw(cls, sizes: list[int], draws: int, generator: torch.Generator) -> _Weights:
         total, (N, M) = sum(sizes), sizes[:2]
 
-        def uniform(members: Array | range) -> Array:
+        def uniform(members: NDArray[np.intp]) -> Array:
             weights = np.zeros(total)
-            weights[np.asarray(members)] = 1 / len(members)
+            weights[members] = 1 / len(members)
             return weights
 
-        def shuffled(first: int, count: int) -> Array:
+        def shuffled(first: int, count: int) -> NDArray[np.intp]:
             return first + torch.randperm(count, generator=generator).numpy()
 
-        p, q = uniform(range(N)), uniform(range(N, N + M))
+        p, q = uniform(np.arange(N)), uniform(np.arange(N, N + M))
         exchanges = [shuffled(0, N + M) for _ in range(draws)]
         archive = sum(sizes[2:])
         drawn = [shuffled(N + M, archive)[:N] for _ in range(draws)] if archive else []

@@ -1,0 +1,196 @@
+"""``spherediff train``: learn to generate the maps of an archive."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from spherediff.cli.common import (
+    ArchiveOptions,
+    Invocation,
+    device,
+    parse_climatology,
+    parse_transforms,
+    say,
+    split_off,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from spherediff.train import TrainConfig
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Size of the network.
+
+    Attributes:
+        width: channels on the grid.
+        blocks: residual blocks.
+        hidden: channels inside a block.
+        lifts: differently filtered copies of each variable that enter the grid.
+        positional: learned fields that tell the network where it is; 0 for none.
+        oversampling: grid latitudes divided by lmax + 1, at least 1.
+    """
+
+    width: int = 32
+    blocks: int = 4
+    hidden: int = 64
+    lifts: int = 4
+    positional: int = 8
+    oversampling: float = 1.0
+
+
+@dataclass(frozen=True)
+class Train:
+    r"""Train a generator of maps like those of an archive.
+
+    The last samples of the archive are held out: they judge the training and end it when it no
+    longer gains.  The held-out loss is a fraction of that of the Gaussian emulator, so that 1 means
+    as good as a Gaussian random field with the archive's mean and variances, and less is better.
+    Samples that a variable test(time) of the archive marks are used for nothing.
+
+    For example, the bundled winds; daily rain; and going on after Ctrl-C or a crash:
+
+      spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model
+      spherediff train daily.nc --variables pr --lmax 47 --transform pr=log1p:0.5 \
+          --climatology harmonics:2 --steps 4000 --output rain-model
+      spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model --resume
+
+    Attributes:
+        archive: a bundled archive (navy-winds), or files: NetCDF, Zarr, GRIB or HEALPix FITS;
+            several are joined along the samples.
+        output: folder for the model, its checkpoints and metrics.jsonl.
+        lmax: band limit, the highest degree ℓ; the finest detail is about 20,000 km / lmax.
+        transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
+            VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
+        climatology: what is removed before and added again afterwards: none, constant, monthly,
+            or harmonics:K of the year.
+        held_out: the share (below 1) or the number of samples at the end of the archive that are
+            held out.
+        steps: most optimiser steps.
+        batch: maps in each step.
+        learning_rate: peak learning rate.
+        evaluate_every: steps between judgements on the held-out samples.
+        patience: stop after so many judgements without a new best.
+        checkpoint_every: steps between checkpoints.
+        seed: of the first weights, mini-batches and noise.
+        device: cpu, cuda, cuda:1, …; auto takes CUDA where there is one.
+        resume: go on from the checkpoint in --output, with the same options as before.
+    """
+
+    archive: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="ARCHIVE", help_behavior_hint="(required)")
+    ]
+    output: Path
+    lmax: int = 31
+    transform: Annotated[
+        tuple[str, ...], arg(metavar="VARIABLE=TRANSFORM", help_behavior_hint="(default: none)")
+    ] = ()
+    climatology: str = "constant"
+    held_out: float = 0.1
+    steps: int = 1200
+    batch: int = 32
+    learning_rate: float = 2e-3
+    evaluate_every: int = 100
+    patience: int = 5
+    checkpoint_every: int = 100
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    options: Annotated[ArchiveOptions, arg(name="")] = ArchiveOptions()
+    network: Annotated[NetworkOptions, arg(name="")] = NetworkOptions()
+
+    def run(self, invocation: Invocation) -> None:
+        """Check, encode, train, save."""
+        from spherediff._files import atomic_write, require_writable
+        from spherediff.data import Encoder, sample_dimension
+        from spherediff.model import Model
+        from spherediff.nn import OperatorConfig
+        from spherediff.train import CHECKPOINT, train
+
+        where = device(self.device)
+        config = self._config()
+        climatology, transforms = parse_climatology(self.climatology), self._transforms()
+        require_writable(self.output / RUN)
+        checkpoint = self.output / CHECKPOINT
+        if self.resume and not checkpoint.exists():
+            raise FileNotFoundError(f"nothing to resume: there is no {checkpoint}")
+        if checkpoint.exists() and not self.resume:
+            raise ValueError(
+                f"{self.output} holds an earlier training: add --resume to go on with it, or choose"
+                " another --output"
+            )
+        ds = self.options.open(self.archive)
+        training, held_out = split_off(ds, self.held_out)
+        encoder = Encoder.fit(
+            training,
+            self.options.variables or None,
+            lmax=self.lmax,
+            transform=transforms,
+            climatology=climatology,
+        )
+        x, y = encoder.encode(training), encoder.encode(held_out)
+        network = OperatorConfig(self.lmax, len(encoder.names), **vars(self.network))
+        model = Model.build(encoder, x, network=network, seed=self.seed, device=where)
+        say(f"training on {len(x)} samples, {len(y)} held out, to lmax {self.lmax}, on {where}")
+        lost = zip(encoder.names, encoder.truncated.tolist(), strict=True)
+        say("variance beyond lmax: " + ", ".join(f"{name} {100 * f:.2g} %" for name, f in lost))
+        sample = sample_dimension(ds)
+        record = invocation.record(
+            self.seed,
+            archive=list(self.archive),
+            training=_span(training, sample),
+            held_out=_span(held_out, sample),
+        )
+        with atomic_write(self.output / RUN) as temporary:
+            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        try:
+            result = train(model.denoiser, x, y, config, self.output, resume=self.resume)
+        except KeyboardInterrupt:
+            again = invocation.command.removesuffix(" --resume")
+            raise KeyboardInterrupt(
+                f"stopped; the checkpoint is in {self.output}. Go on with:\n  {again} --resume"
+            ) from None
+        model.save(self.output)
+        early = ", early" if result.stopped_early else ""
+        say(
+            f"stopped at step {result.step}{early}; held-out loss {result.best:.4f} of the Gaussian"
+            f" emulator's at step {result.best_step}"
+        )
+        say(f"the model is in {self.output}. Draw maps with:")
+        say(f"  spherediff sample --model {self.output} --count 16 --output samples.nc")
+
+    def _transforms(self) -> dict:
+        return parse_transforms(self.transform)
+
+    def _config(self) -> TrainConfig:
+        from spherediff.train import TrainConfig
+
+        return TrainConfig(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+            checkpoint_every=self.checkpoint_every,
+            # so that a judgement on held-out samples never lacks the training loss beside it
+            log_every=math.gcd(10, self.evaluate_every),
+            seed=self.seed,
+        )
+
+
+def _span(ds: xr.Dataset, sample: str) -> str:
+    count = ds.sizes[sample]
+    if "time" not in ds.coords or ds["time"].ndim != 1:
+        return f"{count} samples"
+    first, last = (str(ds["time"].values[k])[:10] for k in (0, -1))
+    return f"{count} samples, {first} to {last}"
