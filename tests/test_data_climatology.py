@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cftime
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +65,7 @@ def test_harmonics_are_least_squares():
     [("noleap", 365), ("360_day", 360), ("all_leap", 366), ("standard", 365.2425)],
 )
 def test_years_of_other_calendars(calendar, length):
+    cftime = pytest.importorskip("cftime")
     dates = np.array(
         [
             cftime.datetime(2000, 1, 1, calendar=calendar),
@@ -81,6 +81,7 @@ def test_years_of_other_calendars(calendar, length):
 
 
 def test_monthly_with_cftime():
+    pytest.importorskip("cftime")
     dates = xr.date_range("2000-01-01", periods=24, freq="MS", calendar="noleap", use_cftime=True)
     design = Monthly().design(xr.DataArray(dates, dims="time"), 24)
     np.testing.assert_array_equal(design, np.tile(np.eye(12), (2, 1)))

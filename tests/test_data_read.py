@@ -172,6 +172,7 @@ def test_several_files_are_joined(tmp_path):
 
 @pytest.mark.parametrize("calendar", ["noleap", "360_day", "standard"])
 def test_calendars(tmp_path, calendar):
+    pytest.importorskip("cftime")
     ds = archive()
     dates = xr.date_range("2001-01-28", periods=5, calendar=calendar, use_cftime=True)
     ds.assign_coords(time=dates).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
