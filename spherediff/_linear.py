@@ -1,5 +1,4 @@
 """Linear maps as differentiable functions: the backward of y = A x is Aᵀ, and that of Aᵀ is A."""
-# torch.autograd.Function leaves its arguments untyped.
 
 from __future__ import annotations
 
@@ -14,12 +13,9 @@ Operator = Callable[[Tensor], Tensor]
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, operator: Operator, _transpose: Operator) -> Tensor:
+    def forward(ctx: Any, x: Tensor, operator: Operator, transpose: Operator) -> Tensor:
+        ctx.operator, ctx.transpose = operator, transpose
         return operator(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        _, ctx.operator, ctx.transpose = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -28,6 +24,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         return linear(tangents[0], ctx.operator, ctx.transpose)
+
+
+class _Transformable(_Linear):
+    """The same for ``torch.func``, whose form of a function costs 0.1 ms more in each call."""
+
+    @staticmethod
+    def forward(x: Tensor, operator: Operator, _: Operator) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return operator(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
+        _, ctx.operator, ctx.transpose = inputs
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:  # noqa: ARG004
@@ -43,4 +51,6 @@ def linear(x: Tensor, operator: Operator, transpose: Operator) -> Tensor:
         operator: the map A; it need not be differentiable itself.
         transpose: its exact transpose for the Euclidean inner products.
     """
-    return _Linear.apply(x, operator, transpose)  # pyright: ignore[reportReturnType]
+    transformed = torch._C._are_functorch_transforms_active()
+    function = _Transformable if transformed else _Linear
+    return function.apply(x, operator, transpose)  # pyright: ignore[reportReturnType]
