@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,9 +61,14 @@ def orders(lmax: int) -> Tensor:
 
 def expand(per_degree: Tensor) -> Tensor:
     """Repeat a value per degree for its 2ℓ+1 orders: (..., lmax+1) → (..., (lmax+1)²)."""
-    lmax = per_degree.shape[-1] - 1
-    repeats = 2 * torch.arange(lmax + 1, device=per_degree.device) + 1
-    return per_degree.repeat_interleave(repeats, dim=-1, output_size=count(lmax))
+    return linear(per_degree, _repeat_orders, sum_orders)
+
+
+def _repeat_orders(per_degree: Tensor) -> Tensor:
+    # numpy's repeat needs no index as long as the result, torch's does
+    values = per_degree.detach().cpu().numpy()
+    repeats = 2 * np.arange(values.shape[-1]) + 1
+    return torch.from_numpy(np.repeat(values, repeats, axis=-1)).to(per_degree.device)
 
 
 def resize(a: Tensor, lmax: int) -> Tensor:
@@ -108,6 +114,25 @@ def to_healpy(a: Tensor) -> Tensor:
     band_limit(a.shape[-1])
     scale = math.sqrt(0.5)
     return linear(a, lambda x: _pack(x, scale), lambda z: _unpack(z, scale))
+
+
+def packed_orders(a: Tensor, first: int, last: int) -> Tensor:
+    """The entries of :func:`to_healpy` with first ≤ m < last, for one large field; no gradient.
+
+    Args:
+        a: real coefficients, shape ((lmax+1)²,).
+        first: lowest order.
+        last: one more than the highest order.
+    """
+    lmax = band_limit(a.shape[-1])
+    scale = math.sqrt(0.5)
+    positive, negative = _pack_index(lmax, first, last, a.device)
+    packed = torch.complex(
+        a.index_select(-1, positive).mul_(scale), a.index_select(-1, negative).mul_(-scale)
+    )
+    if first == 0:
+        packed[: lmax + 1] = a.index_select(-1, _zonal_index(lmax, a.device))
+    return packed
 
 
 def from_healpy(alm: Tensor) -> Tensor:
