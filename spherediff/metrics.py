@@ -138,8 +138,9 @@ class Row:
         error: its standard error by a jackknife over ten blocks of successive maps of each set.
         chance: interval that holds 95 % of the values when maps are exchanged between samples and
             reference at random; one-sided (from −∞) for a distance, central for a ratio.
-        floor: the same interval for maps of the training archive in the place of the samples, as
-            many as there are samples or else all; None without an archive.
+        floor: the same interval for as many maps of the training archive as there are samples,
+            drawn with replacement, in their place: what a generator that knows the archive by
+            heart and nothing else would score.  None without an archive.
     """
 
     variable: str
@@ -286,13 +287,13 @@ class _Weights:
             weights[members] = 1 / len(members)
             return weights
 
-        def shuffled(first: int, count: int) -> NDArray[np.intp]:
-            return first + torch.randperm(count, generator=generator).numpy()
+        def drawn() -> Array:
+            members = torch.randint(archive, (N,), generator=generator).numpy()
+            return np.bincount(N + M + members, minlength=total) / N
 
-        p, q = uniform(np.arange(N)), uniform(np.arange(N, N + M))
-        exchanges = [shuffled(0, N + M) for _ in range(draws)]
         archive = sum(sizes[2:])
-        drawn = [shuffled(N + M, archive)[:N] for _ in range(draws)] if archive else []
+        p, q = uniform(np.arange(N)), uniform(np.arange(N, N + M))
+        exchanges = [torch.randperm(N + M, generator=generator).numpy() for _ in range(draws)]
         return cls(
             p,
             q,
@@ -301,7 +302,7 @@ class _Weights:
                 [(p, uniform(kept)) for kept in _without_blocks(np.arange(N, N + M))],
             ),
             [(uniform(order[:N]), uniform(order[N:])) for order in exchanges],
-            [(uniform(members), q) for members in drawn],
+            [(drawn(), q) for _ in range(draws)] if archive else [],
         )
 
 

@@ -93,6 +93,9 @@ class ArchiveOptions:
         options: dict[str, Any] = {"select": _pairs(self.select), "ordering": self.ordering}
         if len(paths) == 1 and not Path(paths[0]).exists():
             ds = data.normalise(_load(paths[0]), variables, **options)
+        elif all(".fits" in Path(path).suffixes for path in paths):
+            ds = _gather(data.open(list(paths), **options))
+            ds = data.normalise(ds, variables)
         else:
             ds = data.open(list(paths), variables, **options)
         if self.fill is None:
@@ -107,6 +110,25 @@ def _load(name: str) -> xr.Dataset:
         return data.load(name)
     except ValueError as error:
         raise FileNotFoundError(f"there is no file {name}, and {error}") from error
+
+
+def _gather(ds: xr.Dataset) -> xr.Dataset:
+    """Columns UWND_1, UWND_2, … of a FITS file as samples of one variable."""
+    import xarray as xr
+
+    columns: dict[str, dict[int, xr.DataArray]] = {}
+    for column, field in ds.data_vars.items():
+        name, _, number = str(column).rpartition("_")
+        if not (name and number.isdigit()):
+            return ds
+        columns.setdefault(name, {})[int(number)] = field.rename(name)
+    if ds.sizes["sample"] > 1 or len({tuple(sorted(numbers)) for numbers in columns.values()}) > 1:
+        return ds
+    fields = {
+        name: xr.concat([numbers[k] for k in sorted(numbers)], dim="sample", coords="minimal")
+        for name, numbers in columns.items()
+    }
+    return xr.Dataset(fields, attrs=ds.attrs)
 
 
 def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:

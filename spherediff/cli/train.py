@@ -142,8 +142,6 @@ class Train:
         network = OperatorConfig(self.lmax, len(encoder.names), **vars(self.network))
         model = Model.build(encoder, x, network=network, seed=self.seed, device=where)
         say(f"training on {len(x)} samples, {len(y)} held out, to lmax {self.lmax}, on {where}")
-        lost = zip(encoder.names, encoder.truncated.tolist(), strict=True)
-        say("variance beyond lmax: " + ", ".join(f"{name} {100 * f:.2g} %" for name, f in lost))
         sample = sample_dimension(ds)
         record = invocation.record(
             self.seed,

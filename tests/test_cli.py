@@ -1,0 +1,527 @@
+"""Every command: what it writes, what it says, how it fails, and that a seed decides all draws."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import healpy
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from astropy.io import fits
+
+import spherediff as sd
+from spherediff import data
+from spherediff.cli import main
+
+LMAX = 6
+TINY = shlex.split(
+    "--lmax 6 --steps 12 --evaluate-every 6 --checkpoint-every 6 --batch 4 --width 4 --blocks 1"
+    " --hidden 8 --lifts 1 --positional 1 --device cpu"
+)
+
+
+def archive(path, months=36, seed=0):
+    """Two correlated fields with a yearly cycle, 3 years of months, on a 15° grid."""
+    field = sd.GaussianField(sd.WhittleMatern(1.0, 1.0, 0.8), LMAX, dtype=torch.float64)
+    x = field.sample((months, 2), generator=torch.Generator().manual_seed(seed))
+    x[:, 1] += x[:, 0]
+    time = np.datetime64("2001-01") + np.arange(months)
+    x[:, :, 2] += 3 * torch.cos(2 * torch.pi * torch.arange(months) / 12)[:, None]
+    latitude, longitude = np.linspace(-90, 90, 13), np.arange(0.0, 360.0, 15.0)
+    values = sd.LatLon(latitude, longitude).synthesis(x).numpy().astype(np.float32)
+    dims = ("time", "lat", "lon")
+    ds = xr.Dataset(
+        {
+            "u": (dims, values[:, 0], {"units": "m s-1", "long_name": "wind"}),
+            "v": (dims, values[:, 1], {"units": "K"}),
+        },
+        {"time": time.astype("datetime64[ns]"), "lat": latitude, "lon": longitude},
+    )
+    ds.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An archive and a model of it, trained for a few steps."""
+    path = tmp_path_factory.mktemp("cli")
+    archive(path / "archive.nc")
+    options = ["--climatology", "harmonics:1", "--held-out", "6", *TINY]
+    assert run("train", path / "archive.nc", "--output", path / "model", *options) == 0
+    return path
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def failure(capsys, *arguments):
+    """The single line that a failing command prints."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("spherediff: error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+# ---- help ----
+
+
+def test_the_entry_point_teaches():
+    entry = Path(sys.executable).with_name("spherediff")
+    done = subprocess.run([entry, "--help"], capture_output=True, text=True, check=True)
+    for name in ("demo", "train", "sample", "evaluate", "plot", "info", "generate"):
+        assert name in done.stdout
+    assert "spherediff train navy-winds" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["demo", "train", "sample", "evaluate", "plot", "info", "generate"]
+)
+def test_each_command_has_examples_and_explains_its_options(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"  spherediff {name}" in text
+    assert "For example" in text
+    for line in text.splitlines():
+        if line.startswith("│ --"):
+            option = line.strip("│ ").split()
+            explained = text.split(line)[1].splitlines()[1].strip("│ ")
+            assert len(option) > 2 or explained, f"{line} has no explanation"
+
+
+def test_help_imports_nothing_heavy_beyond_the_package():
+    code = (
+        "import sys, spherediff; before = set(sys.modules)\n"
+        "import spherediff.cli\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "assert not new & {'xarray', 'matplotlib', 'healpy', 'dask', 'pandas', 'astropy'}, new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_option_is_an_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--lmxa", "3", "--output", "a.nc"])
+    assert stop.value.code == 2
+    assert "--lmax" in capsys.readouterr().err
+
+
+# ---- generate ----
+
+
+def test_generate_healpix_fits(tmp_path):
+    path = tmp_path / "noise.fits"
+    command = ["generate", "--lmax", 8, "--count", 2, "--nside", 8, "--seed", 5, "--output", path]
+    assert run(*command) == 0
+    maps = healpy.read_map(path, field=None)
+    field = sd.GaussianField(sd.WhittleMatern(1.0, 1.5, 0.3), 8)
+    x = field.sample((2, 1), generator=torch.Generator().manual_seed(5))[:, 0]
+    np.testing.assert_allclose(maps, sd.HEALPix(8).synthesis(x.double()), atol=1e-5)
+    history = " ".join(map(str, fits.getheader(path, 1)["HISTORY"]))
+    for part in ("command: spherediff generate", "seed: 5", "spherediff_version: "):
+        assert part in history
+
+
+def test_generate_netcdf(tmp_path):
+    path = tmp_path / "noise.nc"
+    assert run("generate", "--lmax", 8, "--units", "K", "--name", "t", "--output", path) == 0
+    with xr.open_dataset(path) as ds:
+        assert ds["t"].dims == ("sample", "latitude", "longitude")
+        assert ds["t"].attrs["units"] == "K"
+        assert ds.attrs["command"].startswith("spherediff generate --lmax 8")
+        assert ds.attrs["seed"] == 0
+        assert ds.attrs["spherediff_version"] == sd.__version__
+        x = data.grid_of(data.open(path)).analysis(torch.from_numpy(ds["t"].values.copy()), 8)
+    field = sd.GaussianField(sd.WhittleMatern(1.0, 1.5, 0.3), 8)
+    expected = field.sample((8, 1), generator=torch.Generator().manual_seed(0))[:, 0]
+    assert torch.allclose(x, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "shape"), [("gauss", (9, 18)), ("10", (19, 36))])
+def test_generate_on_a_grid(tmp_path, grid, shape):
+    path = tmp_path / "noise.zarr"
+    assert run("generate", "--lmax", 8, "--grid", grid, "--count", 1, "--output", path) == 0
+    with xr.open_zarr(path, consolidated=False) as ds:
+        assert ds["field"].shape[0] == 1
+        assert ds["field"].shape[1] == shape[0]
+        assert ds["field"].shape[2] >= shape[1] - 1
+
+
+def test_generate_coefficients_from_a_table(tmp_path):
+    table = tmp_path / "cl.txt"
+    table.write_text(
+        "# l C_l\n" + "".join(f"{ell} {4.0 if ell == 2 else 0.0}\n" for ell in range(6))
+    )
+    path = tmp_path / "a.safetensors"
+    assert run("generate", "--lmax", 5, "--table", table, "--count", 300, "--output", path) == 0
+    a, attrs = data.read_coefficients(path)
+    assert a.shape == (300, 1, 36)
+    assert attrs["seed"] == "0"
+    power = a.square().mean((0, 1))
+    assert (power[:4] == 0).all()
+    assert (power[9:] == 0).all()
+    # 1,500 draws: a standard error of 4·√(2/1500) ≈ 0.15 of their mean square.
+    assert power[4:9].mean() == pytest.approx(4.0, abs=0.6)
+
+
+def test_generate_a_power_law(tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert run("generate", "--lmax", 5, "--power-law", 2, 3, "--output", path) == 0
+    a, _ = data.read_coefficients(path)
+    field = sd.GaussianField(sd.PowerLaw(2.0, 3.0), 5)
+    assert torch.equal(a, field.sample((8, 1), generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_seed_decides(tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, seed in zip(paths, (1, 1, 2), strict=True):
+        assert run("generate", "--lmax", 5, "--seed", seed, "--output", path) == 0
+    first, again, other = (data.read_coefficients(path)[0] for path in paths)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--smoothness 0 --output a.nc", "smoothness must be positive"),
+        ("--count 0 --output a.nc", "--count must be at least 1"),
+        ("--seed -1 --output a.nc", "--seed must not be negative"),
+        ("--lmax -1 --output a.safetensors", "lmax must be at least 0"),
+        ("--output a.txt", "expected a name that ends in .nc, .zarr or .fits"),
+        ("--nside 3 --grid 2 --output a.nc", "exclude each other"),
+        ("--grid 7 --output a.nc", "divides 180"),
+        ("--grid coarse --output a.nc", "--grid expects a number, got 'coarse'"),
+        ("--grid 5 --output a.fits", "a FITS file holds HEALPix maps"),
+        ("--nside 4 --output a.safetensors", "need no --nside"),
+        ("--power-law 1 3 --table t --output a.nc", "exclude each other"),
+        ("--table missing.txt --output a.nc", "there is no file missing.txt"),
+        ("--power-law 1 2 --output a.nc", "exponent must exceed 2"),
+    ],
+)
+def test_generate_refuses(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, "generate", *options.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_spectrum_or_a_short_table_is_refused(tmp_path, capsys):
+    table = tmp_path / "cl.txt"
+    table.write_text("1\n1\n-1\n1\n")
+    command = ("generate", "--table", table, "--output", tmp_path / "a.nc", "--lmax")
+    assert "degree 2" in failure(capsys, *command, 3)
+    assert "lower it to that" in failure(capsys, *command, 9)
+    table.write_text("1\none\n")
+    assert "lines of numbers" in failure(capsys, *command, 1)
+
+
+# ---- train ----
+
+
+def test_train_leaves_a_model_and_its_record(folder):
+    record = json.loads((folder / "model" / "run.json").read_text())
+    assert record["command"].startswith("spherediff train ")
+    assert record["seed"] == 0
+    assert record["training"] == "30 samples, 2001-01-01 to 2003-06-01"
+    assert record["held_out"] == "6 samples, 2003-07-01 to 2003-12-01"
+    model = sd.model.Model.load(folder / "model")
+    assert model.encoder.names == ("u", "v")
+    lines = [json.loads(x) for x in (folder / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 12
+    assert all("loss" in line for line in lines)
+
+
+def test_train_options_reach_the_encoder(folder, tmp_path):
+    ds = np.exp(xr.open_dataset(folder / "archive.nc")[["u"]]).assign_attrs()
+    ds["u"].attrs["units"] = "mm"
+    ds.to_netcdf(tmp_path / "rain.nc", engine="h5netcdf")
+    command = ["train", tmp_path / "rain.nc", "--transform", "u=log1p:0.5", "--climatology"]
+    command += ["monthly", "--held-out", "0.2", "--output", tmp_path / "m", *TINY]
+    assert run(*command) == 0
+    encoder = sd.model.Model.load(tmp_path / "m").encoder
+    assert encoder.transforms == (data.Log1p(0.5),)
+    assert encoder.climatology == data.Monthly()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("archive.nc --variables w", "no variable w; there are u"),
+        ("archive.nc --lmax 12", "the largest that LatLon"),
+        ("archive.nc --lmax 6 --transform w=sqrt", "a transform is given for w"),
+        ("archive.nc --transform u=cube", "unknown transform 'u=cube'"),
+        ("archive.nc --lmax 6 --transform u=sqrt", "SquareRoot needs values that are not negative"),
+        ("archive.nc --climatology weekly", "unknown climatology 'weekly'"),
+        ("archive.nc --held-out 0", "--held-out must be"),
+        ("archive.nc --held-out 35", "--held-out must be"),
+        ("archive.nc --held-out 2.5", "--held-out must be"),
+        ("archive.nc --select lev", "expected --select name=value"),
+        ("archive.nc --select lev=850", "cannot select lev"),
+        ("archive.nc --fill zero", "--fill expects a number"),
+        ("archive.nc --device tpu9", "cannot compute on --device tpu9"),
+        ("archive.nc --steps 0", "steps must be at least 1"),
+        ("archive.nc --lmax 6 --width 0", "width must be at least 1"),
+        ("archive.nc --resume", "nothing to resume"),
+        ("missing.nc", "there is no file missing.nc"),
+        ("", "expected an archive"),
+        ("broken.nc", "broken.nc"),
+        ("holes.nc --lmax 6", "u has 3 missing"),
+    ],
+)
+def test_train_refuses_before_it_works(folder, monkeypatch, capsys, tmp_path, options, message):
+    monkeypatch.chdir(folder)
+    (folder / "broken.nc").write_bytes((folder / "archive.nc").read_bytes()[:3000])
+    ds = xr.open_dataset(folder / "archive.nc").load()
+    ds["u"][0, 0, :3] = np.nan
+    ds.to_netcdf(folder / "holes.nc", engine="h5netcdf")
+    output = tmp_path / "model"
+    assert message in failure(capsys, "train", *options.split(), "--output", output)
+    assert not (output / "checkpoint.safetensors").exists()
+
+
+def test_holes_are_filled_when_asked(folder, tmp_path):
+    ds = xr.open_dataset(folder / "archive.nc").load()
+    ds["u"][0, 0, :3] = np.nan
+    ds.to_netcdf(tmp_path / "holes.nc", engine="h5netcdf")
+    command = ["train", tmp_path / "holes.nc", "--fill", "mean", "--output", tmp_path / "m", *TINY]
+    assert run(*command) == 0
+
+
+def test_train_refuses_an_unwritable_folder(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    command = ("train", folder / "archive.nc", "--output", tmp_path / "file" / "model")
+    assert "cannot write" in failure(capsys, *command)
+
+
+def test_train_does_not_overwrite_a_training(folder, capsys):
+    text = failure(capsys, "train", folder / "archive.nc", "--output", folder / "model")
+    assert "add --resume" in text
+
+
+def test_resume_with_other_options_is_refused(folder, capsys):
+    command = ["train", folder / "archive.nc", "--output", folder / "model", "--resume"]
+    text = failure(capsys, *command, *TINY, "--held-out", "6", "--climatology", "harmonics:1",
+                   "--seed", "3")  # fmt: skip
+    assert "seed was 0 and is 3" in text
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(folder, tmp_path):
+    options = [str(folder / "archive.nc"), "--output", str(tmp_path / "m"), *TINY]
+    options[options.index("--steps") + 1] = "100000"
+    entry = Path(sys.executable).with_name("spherediff")
+    with subprocess.Popen(
+        [entry, "train", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        while "loss=" not in process.stderr.read(80):
+            pass
+        process.send_signal(signal.SIGINT)
+        _, text = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in text
+    assert f"--output {tmp_path / 'm'}" in text
+    assert text.rstrip().endswith("--resume")
+    assert (tmp_path / "m" / "checkpoint.safetensors").exists()
+
+
+# ---- sample ----
+
+
+def test_sample_maps_in_physical_units_with_their_months(folder, tmp_path):
+    path = tmp_path / "samples.nc"
+    command = ["sample", "--model", folder / "model", "--count", 5, "--steps", 8, "--seed", 3]
+    assert run(*command, "--output", path) == 0
+    model = sd.model.Model.load(folder / "model")
+    x = model.sample(5, generator=torch.Generator().manual_seed(3), steps=8)
+    with xr.open_dataset(path) as ds:
+        assert ds["u"].attrs["units"] == "m s-1"
+        assert ds["u"].attrs["long_name"] == "wind"
+        assert ds["time"].dims == ("sample",)
+        assert ds.attrs["seed"] == 3
+        assert ds.attrs["lmax"] == LMAX
+        assert "spherediff sample" in ds.attrs["command"]
+        assert ds.attrs["months"].split() == [f"{m:02d}" for m in ds["time"].dt.month.values]
+        grid = sd.LatLon(ds["latitude"].values, ds["longitude"].values)
+        expected = model.encoder.decode(x, grid, ds["time"].values)
+        np.testing.assert_allclose(ds["v"], expected["v"], atol=1e-5)
+
+
+def test_sample_one_month_on_healpix(folder, tmp_path):
+    path = tmp_path / "january.fits"
+    command = ["sample", "--model", folder / "model", "--count", 2, "--steps", 8, "--months", 1]
+    assert run(*command, "--output", path) == 0
+    assert healpy.read_map(path, field=None).shape == (4, 12 * 4**2)
+    assert "months: 01 01" in " ".join(map(str, fits.getheader(path, 1)["HISTORY"]))
+
+
+def test_sample_is_the_same_for_every_count_and_batch(folder, tmp_path):
+    common = ["sample", "--model", folder / "model", "--steps", 4, "--output"]
+    assert run(*common, tmp_path / "a.safetensors", "--count", 5, "--batch", 2) == 0
+    assert run(*common, tmp_path / "b.safetensors", "--count", 3) == 0
+    a, attrs = data.read_coefficients(tmp_path / "a.safetensors")
+    b, _ = data.read_coefficients(tmp_path / "b.safetensors")
+    assert torch.allclose(a[:3], b, atol=1e-5)
+    assert attrs["variables"] == "u v"
+    assert attrs["units"] == "m s-1, K"
+
+
+@pytest.mark.parametrize("sampler", ["sde", "heun"])
+def test_samplers(folder, tmp_path, sampler):
+    path = tmp_path / "a.safetensors"
+    command = ["sample", "--model", folder / "model", "--sampler", sampler, "--steps", 4]
+    assert run(*command, "--count", 2, "--output", path) == 0
+    assert torch.isfinite(data.read_coefficients(path)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model nowhere --output a.nc", "expected a model directory"),
+        ("--model model --output a.nc --months 13", "--months expects numbers from 1 to 12"),
+        ("--model model --output a.nc --count 0", "count and batch must be at least 1"),
+        ("--model model --output a.nc --steps 1", "expected at least 2 steps"),
+        ("--model model --output a.png", "expected a name that ends in"),
+        ("--model damaged --output a.nc", "truncated or corrupted"),
+    ],
+)
+def test_sample_refuses(folder, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(folder)
+    (folder / "damaged").mkdir(exist_ok=True)
+    (folder / "damaged" / "model.json").write_text("{")
+    assert message in failure(capsys, "sample", *options.split())
+
+
+# ---- evaluate ----
+
+
+def test_evaluate_prints_a_table_and_writes_json(folder, tmp_path, capsys):
+    archive(tmp_path / "samples.nc", seed=1)
+    archive(tmp_path / "training.nc", months=48, seed=2)
+    command = ["evaluate", tmp_path / "samples.nc", folder / "archive.nc", "--training"]
+    command += [tmp_path / "training.nc", "--climatology", "harmonics:1", "--lmax", "6"]
+    assert run(*command, "--output", tmp_path / "table.json") == 0
+    text = capsys.readouterr().out
+    assert "36 samples, 36 maps of the reference, 48 training maps; degrees up to 6" in text
+    assert "mean map, RMS difference [m s-1]" in text
+    assert "training maps" in text
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["command"].startswith("spherediff evaluate")
+    # All have one law: few of 19 rows lie outside their 95 % intervals.
+    assert sum(not row["alike"] for row in table["rows"]) <= 5
+
+
+def test_evaluate_finds_a_scaled_archive(folder, tmp_path, capsys):
+    ds = 2 * xr.open_dataset(folder / "archive.nc")[["u"]]
+    ds["u"].attrs["units"] = "m s-1"
+    ds.to_netcdf(tmp_path / "twice.nc", engine="h5netcdf")
+    command = ["evaluate", tmp_path / "twice.nc", folder / "archive.nc", "--variables", "u"]
+    assert run(*command, "--lmax", 6) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "ratio, all degrees" in x)
+    assert line.split()[4] == "4.000"
+    assert line.endswith("*")
+
+
+def test_evaluate_reads_the_columns_of_fits_as_samples(folder, tmp_path, capsys):
+    command = ["sample", "--model", folder / "model", "--count", 4, "--steps", 4]
+    assert run(*command, "--output", tmp_path / "s.fits") == 0
+    assert run("evaluate", tmp_path / "s.fits", folder / "archive.nc", "--lmax", 6) == 0
+    assert "4 samples, 36 maps of the reference; degrees up to 6" in capsys.readouterr().out
+
+
+def test_evaluate_refuses(folder, tmp_path, capsys):
+    reference = folder / "archive.nc"
+    text = failure(capsys, "evaluate", reference, reference, "--climatology", "monthly")
+    assert "give --training" in text
+    ds = xr.open_dataset(reference)[["u"]]
+    ds["u"].attrs["units"] = "km/h"
+    ds.to_netcdf(tmp_path / "kmh.nc", engine="h5netcdf")
+    assert "km/h" in failure(capsys, "evaluate", tmp_path / "kmh.nc", reference)
+    ds.isel(time=slice(2)).to_netcdf(tmp_path / "two.nc", engine="h5netcdf")
+    assert "at least four" in failure(capsys, "evaluate", tmp_path / "two.nc", tmp_path / "kmh.nc")
+
+
+# ---- plot and info ----
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--variables u --maps 0 35 --coastlines",
+        "--variables u --projection orthographic --center 20 60 --maps 0 1 2",
+        "--variables u --kind spectrum --lmax 6",
+        "--variables u --kind moments",
+    ],
+)
+def test_plot_an_archive(folder, tmp_path, options):
+    path = tmp_path / "figure.png"
+    command = ["plot", folder / "archive.nc", *options.split(), "--dpi", 40, "--output", path]
+    assert run(*command) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert b"spherediff plot" in path.read_bytes()
+
+
+def test_plot_one_figure_for_each_variable_and_a_training_curve(folder, tmp_path, capsys):
+    command = ["--dpi", 40, "--output", tmp_path / "figure.png"]
+    assert run("plot", folder / "archive.nc", "--maps", 0, *command) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"figure-u.png", "figure-v.png"}
+    assert run("plot", folder / "model", *command) == 0
+    assert (tmp_path / "figure.png").exists()
+    assert "figure.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--output a.gif", "expected .png, .pdf or .svg"),
+        ("--output a.png --maps 99", "there are 36 maps"),
+        ("--output a.png --variables w", "no variable w"),
+    ],
+)
+def test_plot_refuses(folder, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(folder)
+    assert message in failure(capsys, "plot", "archive.nc", *options.split())
+
+
+def test_info_on_an_archive(folder, capsys):
+    assert run("info", folder / "archive.nc", "--climatology", "harmonics:1", "--lmax", 6) == 0
+    text = capsys.readouterr().out
+    assert "LatLon(13×24" in text
+    assert "exact up to lmax 11" in text
+    assert "36, 2001-01-01 to 2003-12-01" in text
+    assert "u: wind [m s-1]" in text
+    assert "Feldman–Hájek" in text
+    fitted = next(line for line in text.splitlines() if "standard deviation σ" in line)
+    value, error = (float(word) for word in fitted.split()[3:6:2])
+    # 36 maps of the true field, less 3 of 36 degrees of freedom; four standard errors.
+    assert abs(value - 1.0) < 4 * error + 0.06
+
+
+def test_info_on_a_model(folder, capsys):
+    assert run("info", folder / "model") == 0
+    text = capsys.readouterr().out
+    for part in (
+        "spherediff train",
+        "u [m s-1]",
+        "Harmonics(k=1)",
+        "lmax 6",
+        "12 steps",
+        "held-out",
+    ):
+        assert part in text
+
+
+def test_info_refuses(capsys, tmp_path):
+    assert "no bundled archive" in failure(capsys, "info", tmp_path / "x.nc")
+    (tmp_path / "x.nc").write_bytes(b"nothing")
+    assert "starts with" in failure(capsys, "info", tmp_path / "x.nc")
