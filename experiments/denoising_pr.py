@@ -60,7 +60,7 @@ def errors(denoiser: Denoiser, judge: NeuralDenoiser, x0: Tensor, level: float) 
     generator = torch.Generator().manual_seed(2)
     plain = weighted = 0.0
     for maps in [*x0.split(64)] * 2:
-        t = denoiser.process.time_of(torch.full((len(maps), 1), level))
+        t = denoiser.process.time_of(torch.full((1, 1), level))
         x = denoiser.process.noised(maps, t, generator=generator)
         _, error_std, _ = judge.precondition(x, t)
         error = denoiser(x, t) - maps
