@@ -94,15 +94,15 @@ def map_statistics(maps: np.ndarray, reference: np.ndarray, weight: np.ndarray) 
         std = np.maximum(centred.std(0), 1e-6)  # it may never rain somewhere
         return std, (centred**3).mean(0) / std**3
 
-    def norm(x):
-        return np.sqrt((weight * x**2).sum())
+    def rms(x):
+        return float(np.sqrt((weight * x**2).sum() / weight.sum()))
 
     (std, skew), (std_r, skew_r) = moments(maps), moments(reference)
     quantiles = (np.arange(200) + 0.5) / 200
     w1 = np.abs(np.quantile(maps, quantiles, axis=0) - np.quantile(reference, quantiles, axis=0))
     return {
-        "std map": float(norm(std - std_r) / norm(std_r)),
-        "skewness map": float(norm(skew - skew_r) / norm(skew_r)),
+        "std / std - 1": rms(std / std_r - 1),
+        "skewness": rms(skew - skew_r),
         "W1 / local std": float((weight * w1.mean(0) / std_r).sum() / weight.sum()),
     }
 
