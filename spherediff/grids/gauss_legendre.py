@@ -11,9 +11,7 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
 
 with Gauss weights w_j is exact for band limits up to L.
 
-The sums over ℓ are one matrix product for each m, whose columns are the cosine and sine parts
-of all fields of the batch; fields stand last, so that gathering the coefficients of one m copies
-whole rows.
+The sums over ℓ are matrix products, one for each m, with all fields of the batch as rows.
 """
 
 from __future__ import annotations
@@ -93,15 +91,14 @@ class GaussLegendre(Grid):
         fields = a.numel() // a.shape[-1]
         if fields == 0:
             return a.new_empty(*a.shape[:-1], nlat, nlon)
-        columns = a.reshape(fields, a.shape[-1]).T.clone(memory_format=torch.contiguous_format)
-        columns.mul_(plan.synthesis_factor)
-        x = columns.index_select(0, plan.spread)
-        rings = a.new_empty(lmax + 1, nlat, 2 * fields)
+        scaled = a.reshape(fields, a.shape[-1]) * plan.synthesis_factor
+        x = scaled.index_select(-1, plan.spread).view(2 * fields, -1)
+        rings = a.new_empty(lmax + 1, 2 * fields, nlat)
         for block in plan.blocks:
             legendre = table[block.orders, block.orders.start :]
-            torch.bmm(legendre.transpose(1, 2), block.of(x, lmax), out=rings[block.orders])
-        rings = rings.permute(2, 1, 0)  # (cos | sin, θ, m)
-        spectrum = torch.complex(rings[:fields], rings[fields:])
+            torch.bmm(block.of(x, lmax), legendre, out=rings[block.orders])
+        cosine, sine = rings.view(lmax + 1, fields, 2, nlat).permute(2, 1, 3, 0)
+        spectrum = torch.complex(cosine, sine)  # (field, θ, m)
         values = torch.fft.irfft(spectrum, n=nlon, norm="forward")
         return values.view(*a.shape[:-1], nlat, nlon)
 
@@ -123,18 +120,19 @@ class GaussLegendre(Grid):
         if fields == 0:
             return values.new_empty(*values.shape[:-2], (lmax + 1) ** 2)
         spectrum = torch.fft.rfft(values.reshape(fields, nlat, nlon))
-        # Two steps, each kind to the cache: fields last, then cosine and sine parts asunder.
-        by_order = torch.empty_like(spectrum).resize_(lmax + 1, nlat, fields)
-        by_order.copy_(spectrum.permute(2, 1, 0)[: lmax + 1])
-        rings = values.new_empty(lmax + 1, nlat, 2, fields)
+        # Two steps, each kind to the cache: orders first, then cosine and sine parts asunder.
+        by_order = spectrum.new_empty(lmax + 1, fields, nlat)
+        by_order.copy_(spectrum.permute(2, 0, 1)[: lmax + 1])
+        rings = values.new_empty(lmax + 1, fields, 2, nlat)
         rings.copy_(torch.view_as_real(by_order).movedim(-1, -2))
-        rings = rings.view(lmax + 1, nlat, 2 * fields)
-        x = values.new_empty(len(plan.spread), fields)
+        rings = rings.view(lmax + 1, 2 * fields, nlat)
+        x = values.new_empty(2 * fields, len(plan.spread) // 2)
         for block in plan.blocks:
             legendre = table[block.orders, block.orders.start :]
-            torch.bmm(legendre, rings[block.orders], out=block.of(x, lmax))
-        columns = x.index_select(0, plan.collect).mul_(plan.adjoint_factor)
-        return columns.T.contiguous().view(*values.shape[:-2], len(columns))
+            block.of(x, lmax).copy_(torch.bmm(rings[block.orders], legendre.transpose(1, 2)))
+        x = x.view(fields, len(plan.spread))
+        a = x.index_select(-1, plan.collect).mul_(plan.adjoint_factor)
+        return a.view(*values.shape[:-2], a.shape[-1])
 
     def _adjoint_quadrature(self, a: Tensor) -> Tensor:
         return self._synthesis(a) * self.area_weights.to(a)
@@ -158,18 +156,18 @@ class GaussLegendre(Grid):
 
 
 class _Block(NamedTuple):
-    """A range of orders and its rows: (m, ℓ, cos | sin), ℓ from the lowest order of the range.
+    """A range of orders and its places: (m, ℓ), ℓ from the lowest order of the range.
 
-    The rows where ℓ < m are padding.  A handful of blocks has little of it, and yet few products.
+    The places where ℓ < m are padding.  A few blocks have little of it, and yet few products.
     """
 
     orders: slice
-    rows: slice
+    places: slice
 
     def of(self, x: Tensor, lmax: int) -> Tensor:
-        """The rows of this block as matrices, shape (m, ℓ, 2·fields)."""
+        """The places of this block as matrices, shape (m, row, ℓ)."""
         first, last = self.orders.start, self.orders.stop
-        return x[self.rows].view(last - first, lmax + 1 - first, 2 * x.shape[-1])
+        return x[:, self.places].view(len(x), last - first, lmax + 1 - first).transpose(0, 1)
 
 
 class _Plan(NamedTuple):
@@ -177,9 +175,10 @@ class _Plan(NamedTuple):
 
     Attributes:
         blocks: the blocks, which cover all orders.
-        spread: flat index for each row of the blocks, any in the padding: the table is 0 there.
-        collect: row of each coefficient.
-        synthesis_factor: of each coefficient, shape (n, 1), so that the Fourier coefficients of
+        spread: flat index for the places of all blocks, those of the cosines and then those of
+            the sines; any index in the padding, since the table is 0 there.
+        collect: place of each coefficient.
+        synthesis_factor: of each coefficient, shape (n,), so that the Fourier coefficients of
             a real field come out, A_0 and (A_m − i B_m)/2.
         adjoint_factor: likewise for the way back, where Σ_k v_k e^{−imφ_k} comes in.
     """
@@ -194,25 +193,25 @@ class _Plan(NamedTuple):
 @lru_cache(maxsize=32)
 def _plan(lmax: int, dtype: torch.dtype, device: torch.device) -> _Plan:
     degree, order = harmonics.degrees(lmax), harmonics.orders(lmax)
-    blocks, spread, collect = [], [], torch.empty(len(degree), dtype=torch.int32)
-    rows = 0
+    blocks, spread, collect = [], [], torch.empty(len(degree), dtype=torch.int64)
+    places = 0
     edges = torch.linspace(0, lmax + 1, max(1, (lmax + 1) // _ORDERS_PER_BLOCK) + 1).int().tolist()
     for first, last in itertools.pairwise(edges):
         ell, m = torch.arange(first, lmax + 1), torch.arange(first, last)[:, None]
         centre = ell * (ell + 1)
-        index = torch.stack([centre + m, centre - m], dim=-1)
-        spread.append(torch.where((ell >= m)[..., None], index, 0).flatten())
+        index = torch.stack([centre + m, centre - m])
+        spread.append(torch.where(ell >= m, index, 0).flatten(1))
         here = (order.abs() >= first) & (order.abs() < last)
-        place = (order.abs() - first) * len(ell) + degree - first
-        collect[here] = (rows + 2 * place + (order < 0)).int()[here]
-        blocks.append(_Block(slice(first, last), slice(rows, rows + index.numel())))
-        rows += index.numel()
-    sign = torch.where(order < 0, -1.0, 1.0).to(torch.float64)[:, None]
-    zonal = (order == 0)[:, None]
+        collect[here] = (places + (order.abs() - first) * len(ell) + degree - first)[here]
+        blocks.append(_Block(slice(first, last), slice(places, places + index[0].numel())))
+        places += index[0].numel()
+    collect += places * (order < 0)
+    sign = torch.where(order < 0, -1.0, 1.0).to(torch.float64)
+    zonal = order == 0
     return _Plan(
         blocks,
-        torch.cat(spread).int().to(device),
-        collect.to(device),
+        torch.cat(spread, dim=1).flatten().int().to(device),
+        collect.int().to(device),
         torch.where(zonal, 1.0, sign * math.sqrt(0.5)).to(device, dtype),
         torch.where(zonal, 1.0, sign * math.sqrt(2)).to(device, dtype),
     )
