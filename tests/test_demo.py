@@ -1,0 +1,98 @@
+"""The demonstration from end to end, at its quick size."""
+
+import json
+from itertools import pairwise
+
+import healpy
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import spherediff as sd
+from spherediff import demo
+from spherediff.cli import main
+from spherediff.train import CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--quick", "--output", str(path)]) == 0
+    return path
+
+
+def test_it_writes_everything_it_names(folder):
+    names = {"samples.nc", "samples.fits", "spectra.png", "marginals.png", "training.png"}
+    names |= {"statistics.txt", "statistics.json", "model"}
+    names |= {
+        f"{kind}.png"
+        for name in ("UWND", "VWND")
+        for kind in (f"maps-{name}", f"maps-{name}-anomalies", f"moments-{name}")
+    }
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_samples_are_full_winds_of_named_months(folder):
+    with xr.open_dataset(folder / "samples.nc") as ds:
+        assert set(ds.data_vars) == {"UWND", "VWND"}
+        assert ds["UWND"].attrs["units"] == "m s-1"
+        assert ds.sizes["sample"] == 16
+        assert ds["time"].dt.month.isin(range(1, 13)).all()
+        assert ds.attrs["command"].startswith("spherediff demo --quick")
+        # Westerlies of the southern ocean, trade winds of the tropical Pacific.
+        mean = ds["UWND"].mean("sample")
+        assert mean.sel(latitude=-50).mean() > 3
+        assert mean.sel(latitude=15, longitude=slice(180, 230)).mean() < -3
+    assert healpy.read_map(folder / "samples.fits", field=None).shape == (32, 12 * 8**2)
+
+
+def test_the_model_can_be_used_again(folder):
+    model = sd.model.Model.load(folder / "model")
+    settings = demo.QUICK
+    x = model.sample(
+        settings.samples, generator=torch.Generator().manual_seed(0), steps=settings.steps
+    )
+    with xr.open_dataset(folder / "samples.nc") as ds:
+        grid = sd.LatLon(ds["latitude"].values, ds["longitude"].values)
+        again = model.encoder.decode(x, grid, ds["time"].values)
+        np.testing.assert_allclose(ds["UWND"], again["UWND"], atol=1e-4)
+
+
+def test_the_table_has_every_row_and_the_verdict(folder):
+    table = json.loads((folder / "statistics.json").read_text())
+    assert {row["variable"] for row in table["rows"]} == {"UWND", "VWND", "all"}
+    assert all(np.isfinite(row["value"]) and row["floor"] for row in table["rows"])
+    assert "held-out denoising loss" in (folder / "statistics.txt").read_text()
+
+
+def test_a_second_run_goes_on_from_the_checkpoint(folder, capsys):
+    model = sd.model.Model.load(folder / "model")
+    checkpoint = (folder / "model" / CHECKPOINT).read_bytes()
+    ready = demo._prepare(sd.data.load("navy-winds"), demo.QUICK)
+    again, _ = demo._trained(ready, demo.QUICK, folder / "model", 0)
+    assert "going on from the checkpoint" in capsys.readouterr().out
+    assert (folder / "model" / CHECKPOINT).read_bytes() == checkpoint
+    weights, before = again.denoiser.state_dict(), model.denoiser.state_dict()
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+
+
+def test_other_settings_in_the_same_folder_are_refused(folder, capsys):
+    assert main(["demo", "--quick", "--seed", "1", "--output", str(folder)]) == 2
+    assert "belongs to another configuration" in capsys.readouterr().err
+
+
+def test_an_unwritable_folder_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--quick", "--output", str(tmp_path / "file" / "demo")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_pairs_have_one_month_and_spread_over_the_year():
+    observed, drawn = np.tile(np.arange(1, 13), 2), np.array([7, 2, 7, 11, 5])
+    pairs = demo._same_months(observed, drawn, 3)
+    months = [observed[k] for k, _ in pairs]
+    assert months == [drawn[k] for _, k in pairs]
+    assert months[0] == 2
+    assert months[-1] == 11
+    assert all(a < b for a, b in pairwise(months))
