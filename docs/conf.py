@@ -22,7 +22,7 @@ html_title = f"spherediff {release}"
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
 
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 nb_execution_mode = "off"
 
 autosummary_generate = True
