@@ -116,6 +116,16 @@ def test_an_unknown_option_is_an_error(capsys):
     assert "--lmax" in capsys.readouterr().err
 
 
+def test_a_reader_that_stops_early_is_no_error():
+    entry = Path(sys.executable).with_name("spherediff")
+    done = subprocess.run(
+        f"set -o pipefail; {shlex.quote(str(entry))} train --help | head -n 1",
+        shell=True, executable="bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: spherediff train")
+
+
 # ---- generate ----
 
 

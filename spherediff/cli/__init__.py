@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,7 +31,6 @@ _COMMANDS = {
 _DESCRIPTION = """New global maps like those of an archive, and Gaussian fields on the sphere.
 
 From an archive to new maps and a verdict on them:
-
   spherediff info navy-winds
   spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model
   spherediff sample --model winds-model --count 64 --output samples.nc
@@ -38,7 +38,6 @@ From an archive to new maps and a verdict on them:
   spherediff plot samples.nc --output samples.png
 
 All of it at once, and noise alone:
-
   spherediff demo
   spherediff generate --lmax 127 --correlation-length 0.3 --output noise.fits
 
@@ -53,9 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line after the program's name; that of the process if not given.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error of the user's, 130 after Ctrl-C, 141 if whatever reads the
+        output stops early.
     """
-    arguments = tuple(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(tuple(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:
+        # The reader of our output, such as head, has seen enough; nothing is left to flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: tuple[str, ...]) -> int:
     command = tyro.cli(
         _union(arguments[:1]),
         prog="spherediff",
@@ -68,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             command.run(Invocation(arguments))
+        except BrokenPipeError:
+            raise
         except _USER_ERRORS as error:
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
             return _fail(f"spherediff: error: {text}", 2)

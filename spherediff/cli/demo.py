@@ -16,7 +16,6 @@ class Demo:
     checkpoint.
 
     For example:
-
       spherediff demo
       spherediff demo --quick --output /tmp/demo
 

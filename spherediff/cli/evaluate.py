@@ -31,7 +31,6 @@ class Evaluate:
     training maps, is removed from all.
 
     For example:
-
       spherediff evaluate samples.nc navy-winds --climatology monthly
       spherediff evaluate samples.nc test.nc --training train.nc --lmax 31 --output table.json
 
@@ -46,8 +45,8 @@ class Evaluate:
         output: JSON file for the table, besides printing it.
     """
 
-    samples: Positional[str]
-    reference: Positional[str]
+    samples: Annotated[Positional[str], arg(metavar="SAMPLES")]
+    reference: Annotated[Positional[str], arg(metavar="REFERENCE")]
     training: tuple[str, ...] = ()
     lmax: int | None = None
     climatology: str = "none"

@@ -23,7 +23,6 @@ class Generate:
     says otherwise.  The same seed gives the same low degrees at every lmax.
 
     For example, eight maps on HEALPix, the same on a 1° grid, and a sky from a table of C_ℓ:
-
       spherediff generate --lmax 127 --correlation-length 0.3 --output noise.fits
       spherediff generate --lmax 127 --correlation-length 0.3 --grid 1 --output noise.nc
       spherediff generate --lmax 767 --table cl.txt --nside 512 --count 1 --output sky.fits

@@ -28,7 +28,6 @@ class Info:
     are equivalent; if they keep growing the laws are singular to one another.
 
     For example:
-
       spherediff info navy-winds --climatology monthly
       spherediff info daily.nc --variables pr --lmax 47
       spherediff info winds-model

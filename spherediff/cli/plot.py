@@ -20,7 +20,6 @@ class Plot:
     """Draw the maps of any file, their spectra or moments, or the training curve of a model.
 
     For example, six maps side by side; one hemisphere; spectra of an archive; a model's training:
-
       spherediff plot samples.nc --variables UWND --maps 0 1 2 3 4 5 --output maps.png
       spherediff plot sky.fits --projection orthographic --center 0 60 --maps 0 --output sky.png
       spherediff plot navy-winds --kind spectrum --output spectrum.png

@@ -29,7 +29,6 @@ class Sample:
     whatever the count.
 
     For example, 64 maps on a 2.5° grid; January on HEALPix; and the coefficients:
-
       spherediff sample --model winds-model --count 64 --grid 2.5 --output samples.nc
       spherediff sample --model winds-model --months 1 --nside 64 --output january.fits
       spherediff sample --model winds-model --count 1000 --output samples.safetensors

@@ -59,7 +59,6 @@ class Train:
     Samples that a variable test(time) of the archive marks are used for nothing.
 
     For example, the bundled winds; daily rain; and going on after Ctrl-C or a crash:
-
       spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model
       spherediff train daily.nc --variables pr --lmax 47 --transform pr=log1p:0.5 \
           --climatology harmonics:2 --steps 4000 --output rain-model
