@@ -11,7 +11,8 @@ has its degree's mean variance v̄_ℓ,
     v_i = (N v̂_i + ν₀ v̄_ℓ)/(N + ν₀),
 
 the mean of a scaled inverse-χ² posterior.  On daily precipitation this lowers the negative
-log-likelihood of held-out coefficients for archives of 30 to 877 maps.
+log-likelihood of held-out training years for archives of 30 to 780 maps
+(experiments/variance_shrinkage.py).
 """
 
 from __future__ import annotations
