@@ -11,7 +11,8 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
 
 with Gauss weights w_j is exact for band limits up to L.
 
-The sums over ℓ are matrix products, one for each m, with all fields of the batch as rows.
+The sums over ℓ are matrix products, one for each m, with all fields of the batch as rows.  The sums
+over m are fast Fourier transforms, or for small band limits one more matrix product.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from spherediff.grids.latlon import LatLon
 # The tables hold (lmax+1)³ numbers: 68 MB in float32 at this band limit.  Above it, on the CPU,
 # ducc0 transforms field by field without them.
 _LARGEST_TABLE = 256
+
+# Up to here the Fourier sums are matrix products too: more arithmetic than fast transforms, but
+# none of the copies between layouts, which weigh more when the fields are small.
+_LARGEST_MATRIX = 48
 
 _ORDERS_PER_BLOCK = 32
 
@@ -87,10 +92,14 @@ class GaussLegendre(Grid):
         if self._by_ducc(lmax, a.device):
             return self._ducc._synthesis(a)
         nlat, nlon = self.shape
-        table, plan = self._tables(lmax, a)
         fields = a.numel() // a.shape[-1]
         if fields == 0:
             return a.new_empty(*a.shape[:-1], nlat, nlon)
+        if lmax <= _LARGEST_MATRIX:
+            matrices = _matrices(lmax, self.shape, a.dtype, a.device)
+            values = matrices.synthesis(a.reshape(fields, -1), matrices.legendre)
+            return values.view(*a.shape[:-1], nlat, nlon)
+        table, plan = self._tables(lmax, a)
         scaled = a.reshape(fields, a.shape[-1]) * plan.synthesis_factor
         x = scaled.index_select(-1, plan.spread).view(2 * fields, -1)
         rings = a.new_empty(lmax + 1, 2 * fields, nlat)
@@ -105,11 +114,17 @@ class GaussLegendre(Grid):
     def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
         if self._by_ducc(lmax, values.device):
             return self._ducc._adjoint(values, lmax)
+        if lmax <= _LARGEST_MATRIX:
+            matrices = _matrices(lmax, self.shape, values.dtype, values.device)
+            return self._by_matrices(values, matrices, matrices.legendre)
         return self._to_coefficients(values, lmax, *self._tables(lmax, values))
 
     def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
         if self._by_ducc(lmax, values.device):
             return self._ducc._quadrature(values, lmax)
+        if lmax <= _LARGEST_MATRIX:
+            matrices = _matrices(lmax, self.shape, values.dtype, values.device)
+            return self._by_matrices(values, matrices, matrices.weighted)
         _, plan = self._tables(lmax, values)
         weighted = _weighted_table(lmax, self.shape, values.dtype, values.device)
         return self._to_coefficients(values, lmax, weighted, plan)
@@ -134,6 +149,12 @@ class GaussLegendre(Grid):
         a = x.index_select(-1, plan.collect).mul_(plan.adjoint_factor)
         return a.view(*values.shape[:-2], a.shape[-1])
 
+    def _by_matrices(self, values: Tensor, matrices: _Matrices, legendre: Tensor) -> Tensor:
+        if values.numel() == 0:
+            return values.new_empty(*values.shape[:-2], len(matrices.collect))
+        a = matrices.adjoint(values.reshape(-1, *self.shape), legendre)
+        return a.view(*values.shape[:-2], a.shape[-1])
+
     def _adjoint_quadrature(self, a: Tensor) -> Tensor:
         return self._synthesis(a) * self.area_weights.to(a)
 
@@ -153,6 +174,60 @@ class GaussLegendre(Grid):
     @cached_property
     def _ducc(self) -> LatLon:
         return LatLon(self.latitude, self.longitude)
+
+
+class _Matrices(NamedTuple):
+    """A transform as two matrix products, with one row for each order −lmax ≤ m ≤ lmax.
+
+    Attributes:
+        legendre: λ_ℓ|m|(θ_j), shape (m, ℓ, nlat), zero where ℓ < |m|.
+        weighted: the same times the quadrature weight w_jk.
+        fourier: √2 cos mφ_k, 1, √2 sin |m|φ_k for m > 0, = 0, < 0, shape (m, nlon).
+        spread: flat index for the places (m, ℓ); any index where ℓ < |m|.
+        collect: place of each coefficient.
+    """
+
+    legendre: Tensor
+    weighted: Tensor
+    fourier: Tensor
+    spread: Tensor
+    collect: Tensor
+
+    def synthesis(self, a: Tensor, legendre: Tensor) -> Tensor:
+        """Values (field, nlat, nlon) of coefficients (field, n)."""
+        orders, degrees, nlat = legendre.shape
+        x = a.index_select(-1, self.spread).view(len(a), orders, degrees)
+        rings = torch.bmm(x.transpose(0, 1), legendre)  # (m, field, θ)
+        return (rings.view(orders, -1).T @ self.fourier).view(len(a), nlat, -1)
+
+    def adjoint(self, values: Tensor, legendre: Tensor) -> Tensor:
+        """Transpose of :meth:`synthesis`, (field, nlat, nlon) → (field, n)."""
+        fields, nlat, nlon = values.shape
+        rings = self.fourier @ values.reshape(-1, nlon).T
+        x = torch.bmm(rings.view(-1, fields, nlat), legendre.transpose(1, 2))  # (m, field, ℓ)
+        return x.transpose(0, 1).reshape(fields, -1).index_select(-1, self.collect)
+
+
+@lru_cache(maxsize=16)
+def _matrices(
+    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> _Matrices:
+    nlat, nlon = shape
+    m, ell = torch.arange(-lmax, lmax + 1)[:, None], torch.arange(lmax + 1)
+    table = legendre(lmax, ducc0.misc.GL_thetas(nlat))[m[:, 0].abs()]
+    weights = torch.from_numpy(ducc0.misc.GL_weights(nlat, nlon))
+    angle = 2 * math.pi / nlon * (m.abs() * torch.arange(nlon) % nlon).double()
+    wave = torch.where(m < 0, torch.sin(angle), torch.cos(angle))
+    fourier = torch.where(m == 0, 1.0, math.sqrt(2) * wave)
+    spread = torch.where(ell >= m.abs(), ell * (ell + 1) + m, 0).flatten().int()
+    collect = (harmonics.orders(lmax) + lmax) * (lmax + 1) + harmonics.degrees(lmax)
+    return _Matrices(
+        table.to(device, dtype),
+        (table * weights).to(device, dtype),
+        fourier.to(device, dtype),
+        spread.to(device),
+        collect.int().to(device),
+    )
 
 
 class _Block(NamedTuple):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff.grids.gauss_legendre import legendre as legendre_functions
 
 
 class _Tables(NamedTuple):
@@ -38,27 +39,13 @@ class _Tables(NamedTuple):
     flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
 
 
-def _legendre(lmax: int, colatitude: np.ndarray) -> np.ndarray:
-    """Orthonormal P_ℓ^m(θ), shape (lmax + 1, nlat, lmax + 1) ordered (m, θ, ℓ), m ≥ 0."""
-    orders = np.arange(lmax + 1, dtype=np.uint64)
-    one_row_per_order = orders * np.uint64(lmax + 1)
-    table = np.zeros((lmax + 1, len(colatitude), lmax + 1))
-    for ell in range(lmax + 1):
-        alm = np.zeros((1, (lmax + 1) ** 2), dtype=np.complex128)
-        alm[0, : (ell + 1) * (lmax + 1)].reshape(ell + 1, lmax + 1)[:, ell] = 1
-        leg = ducc0.sht.alm2leg(
-            alm=alm, lmax=lmax, theta=colatitude, mval=orders, mstart=one_row_per_order
-        )
-        table[:, :, ell] = leg[0].real.T
-    return table
-
-
 @lru_cache(maxsize=8)
 def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.device) -> _Tables:
     m = np.arange(-lmax, lmax + 1)
     angle = 2 * math.pi * np.arange(nlon)[:, None] * np.abs(m) / nlon
     fourier = np.where(m == 0, 1.0, math.sqrt(2) * np.where(m > 0, np.cos(angle), np.sin(angle)))
-    legendre = _legendre(lmax, ducc0.misc.GL_thetas(nlat))[np.abs(m)]
+    theta_last = legendre_functions(lmax, ducc0.misc.GL_thetas(nlat))[np.abs(m)]
+    legendre = theta_last.transpose(1, 2).numpy()
     quadrature = legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None]
     row = harmonics.degrees(lmax) * (2 * lmax + 1) + harmonics.orders(lmax) + lmax
     fourier, legendre, quadrature = (
