@@ -315,7 +315,7 @@ def _maps(given: _Drawing, channel: int, *, anomalies: bool) -> Figure:
 def _same_months(observed: np.ndarray, drawn: np.ndarray, count: int) -> list[tuple[int, int]]:
     """Pairs (test month, sample) of one calendar month, spread over the year."""
     both = sorted(set(observed.tolist()) & set(drawn.tolist()))
-    chosen = [both[round(k)] for k in np.linspace(0, len(both) - 1, count)]
+    chosen = [both[k * len(both) // count] for k in range(count)]
     return [(int((observed == month).argmax()), int((drawn == month).argmax())) for month in chosen]
 
 
