@@ -60,7 +60,7 @@ class Settings:
         columns: maps side by side in a figure.
     """
 
-    lmax: int = 21
+    lmax: int = 31
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 64
@@ -74,10 +74,12 @@ class Settings:
 FULL = Settings(
     network={"width": 24, "blocks": 2, "hidden": 48},
     training={
-        "steps": 400,
+        "steps": 500,
         "batch": 16,
         "learning_rate": 5e-3,
-        "log_noise_mean": 0.3,  # what eight years teach is in the large scales
+        "ema": 0.98,
+        "log_noise_mean": 0.0,  # what eight years can teach shows at high noise
+        "log_noise_std": 1.5,
         "evaluate_every": 40,
         "checkpoint_every": 40,
         "patience": 4,
