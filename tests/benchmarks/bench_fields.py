@@ -50,7 +50,7 @@ def print_table(nsides: list[int], threads: list[int], pairs: int) -> None:
     for nside in nsides:
         for count in threads:
             target = {(1024, 1): "2.2", (1024, 2): "1.9"}.get((nside, count), "")
-            row = worker("time", nside, count, max(3, pairs if nside < 2048 else pairs // 2))
+            row = worker("time", nside, count, pairs if nside < 2048 else 2)
             print(f"{nside:6d}{count:8d}{row}{target:>8s}", flush=True)
     print(f"\n{'nside':>6s}{'synfast MiB':>14s}{'ours MiB':>11s}{'ratio':>8s}{'target':>8s}")
     for nside in nsides:
