@@ -9,24 +9,56 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import version
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from spherediff import harmonics
-from spherediff.covariance import Covariance
-from spherediff.denoise import (
-    Denoiser,
-    EmpiricalDenoiser,
-    GaussianDenoiser,
-    MixtureDenoiser,
-    NeuralDenoiser,
-)
-from spherediff.gaussian import GaussianField, MultivariateGaussianField
-from spherediff.grids import GaussLegendre, Grid, HEALPix, LatLon, Points
-from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
-from spherediff.sample import Bridge, EulerMaruyama, Heun, ProbabilityFlow, ReverseSDE
-from spherediff.spectra import PowerLaw, Tabulated, WhittleMatern
+if TYPE_CHECKING:
+    from spherediff import data, harmonics, metrics, model, nn, plot, train
+    from spherediff.covariance import Covariance
+    from spherediff.denoise import (
+        Denoiser,
+        EmpiricalDenoiser,
+        GaussianDenoiser,
+        MixtureDenoiser,
+        NeuralDenoiser,
+    )
+    from spherediff.gaussian import GaussianField, MultivariateGaussianField
+    from spherediff.grids import GaussLegendre, Grid, HEALPix, LatLon, Points
+    from spherediff.model import Model
+    from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
+    from spherediff.sample import Bridge, EulerMaruyama, Heun, ProbabilityFlow, ReverseSDE
+    from spherediff.spectra import PowerLaw, Tabulated, WhittleMatern
 
 __version__ = version("spherediff")
+
+# Each name is loaded on first use: torch, matplotlib and xarray take seconds, `--help` must not.
+_MODULES = ("data", "harmonics", "metrics", "model", "nn", "plot", "train")
+_HOME = {
+    "Bridge": "sample",
+    "ConstantRate": "process",
+    "Covariance": "covariance",
+    "Denoiser": "denoise",
+    "EmpiricalDenoiser": "denoise",
+    "EulerMaruyama": "sample",
+    "GaussLegendre": "grids",
+    "GaussianDenoiser": "denoise",
+    "GaussianField": "gaussian",
+    "Grid": "grids",
+    "HEALPix": "grids",
+    "Heun": "sample",
+    "LatLon": "grids",
+    "LogSNR": "process",
+    "MixtureDenoiser": "denoise",
+    "Model": "model",
+    "MultivariateGaussianField": "gaussian",
+    "NeuralDenoiser": "denoise",
+    "OrnsteinUhlenbeck": "process",
+    "Points": "grids",
+    "PowerLaw": "spectra",
+    "ProbabilityFlow": "sample",
+    "ReverseSDE": "sample",
+    "Tabulated": "spectra",
+    "WhittleMatern": "spectra",
+}
 
 __all__ = [
     "Bridge",
@@ -44,6 +76,7 @@ __all__ = [
     "LatLon",
     "LogSNR",
     "MixtureDenoiser",
+    "Model",
     "MultivariateGaussianField",
     "NeuralDenoiser",
     "OrnsteinUhlenbeck",
@@ -53,18 +86,23 @@ __all__ = [
     "ReverseSDE",
     "Tabulated",
     "WhittleMatern",
+    "data",
     "harmonics",
+    "metrics",
+    "model",
+    "nn",
+    "plot",
+    "train",
 ]
 
-# Loaded on first use: they bring in matplotlib and xarray, which sampling does not need.
-_LAZY = ("data", "model", "nn", "plot", "train")
 
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _LAZY:
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *__all__})

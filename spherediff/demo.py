@@ -390,7 +390,6 @@ def _training(given: _Drawing) -> Figure:
         reference={"Gaussian emulator": 1.0},
         ylabel="denoising loss / Gaussian emulator's",
     )
-    curves.ax.set_yscale("linear")  # the losses differ by some tens of per cent
     return curves.ax.get_figure()  # type: ignore[return-value]
 
 

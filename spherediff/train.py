@@ -180,7 +180,8 @@ def train(
 
     At the end the network holds the averaged weights that were best on the held-out fields.  In
     ``directory`` there are ``metrics.jsonl`` (a JSON object a line: ``step``, ``loss``,
-    ``learning_rate``, ``gradient``; and ``held_out`` with ``held_out_levels`` where measured) and
+    ``learning_rate``, ``gradient`` after each step; ``held_out`` with ``held_out_levels`` where
+    measured, at step 0 alone) and
     ``checkpoint.safetensors``.  Ctrl-C ends the step, writes a checkpoint and says how to resume.
 
     Args:
@@ -223,6 +224,8 @@ def train(
         _deferred_interrupt() as interrupted,
         tqdm(total=config.steps, initial=state.step, desc="training", disable=not progress) as bar,
     ):
+        if not resume:  # what training has to beat, since the best weights are kept
+            _append({"step": 0} | _judge(judge, state, held_out, config), directory / METRICS)
         while state.step < config.steps and not _out_of_patience(state, config):
             record = _take_step(denoiser, state, data, config, directory)
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
@@ -278,7 +281,7 @@ def _take_step(
     _average(state.average, state.network, ema_decay(step, config))
     state.step = step
     state.losses.append(loss.item())
-    if step % config.log_every and step != config.steps:
+    if all(step % every for every in (config.log_every, config.evaluate_every, config.steps)):
         return {"step": step}
     mean_loss = math.fsum(state.losses) / len(state.losses)
     state.losses = []

@@ -248,7 +248,8 @@ def test_train_leaves_a_model_and_its_record(folder):
     assert model.encoder.names == ("u", "v")
     lines = [json.loads(x) for x in (folder / "model" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 12
-    assert all("loss" in line for line in lines)
+    assert "held_out" in lines[0]
+    assert all("loss" in line for line in lines[1:])
 
 
 def test_train_options_reach_the_encoder(folder, tmp_path):

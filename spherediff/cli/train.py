@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -180,7 +179,6 @@ class Train:
             patience=self.patience,
             checkpoint_every=self.checkpoint_every,
             # so that a judgement on held-out samples never lacks the training loss beside it
-            log_every=math.gcd(10, self.evaluate_every),
             seed=self.seed,
         )
 

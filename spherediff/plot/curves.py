@@ -250,12 +250,12 @@ def training_curve(
     title: str = "",
     ylabel: str = "denoising loss",
 ) -> Curves:
-    """Training and held-out loss by step, on a logarithmic axis.
+    """Training and held-out loss by step.
 
     Args:
-        metrics: records with ``step`` and ``loss`` and, where it was measured, ``held_out``; or
-            the path of a JSON-lines file of them.  Of records with the same step, which a resumed
-            run leaves, the last counts.
+        metrics: records with ``step`` and ``loss``, ``held_out`` or both, as they were measured;
+            or the path of a JSON-lines file of them.  Of records with the same step, which a
+            resumed run leaves, the last counts.
         reference: held-out loss of another denoiser, e.g. the Gaussian one, or several by name.
         ax: axes to draw on; ``None`` makes a new pyplot figure.
         title: above the diagram.
@@ -266,14 +266,16 @@ def training_curve(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no records, one without ``step`` or ``loss``, or a line that is no JSON.
+        ValueError: no records, one without ``step`` or any loss, or a line that is no JSON.
     """
     records = _read(metrics) if isinstance(metrics, str | os.PathLike) else list(metrics)
     if not records:
         raise ValueError("expected at least one record with step and loss, got none")
     for record in records:
-        if not {"step", "loss"} <= record.keys():
-            raise ValueError(f"expected records with step and loss, got one with {sorted(record)}")
+        if "step" not in record or not {"loss", "held_out"} & record.keys():
+            raise ValueError(
+                f"expected records with step and loss or held_out, got one with {sorted(record)}"
+            )
     last = {int(record["step"]): record for record in records}
     by_step = {step: last[step] for step in sorted(last)}
     references = (
@@ -285,9 +287,10 @@ def training_curve(
     )
     ax = _axes(ax)
     lines: dict[str, Line2D] = {}
+    losses = {s: r["loss"] for s, r in by_step.items() if r.get("loss") is not None}
     (lines["training"],) = ax.plot(
-        list(by_step),
-        [record["loss"] for record in by_step.values()],
+        list(losses),
+        list(losses.values()),
         color="0.7",
         linewidth=0.9,
         label="training",
@@ -305,8 +308,7 @@ def training_curve(
         )
     for (name, level), style in zip(references.items(), cycle(_STYLES)):
         lines[name] = ax.axhline(level, color=_COLOURS[1], linestyle=style, label=name)
-    ax.set(yscale="log", xlabel="step", ylabel=ylabel, title=title)
-    _plain_numbers(ax.yaxis, (1, 2, 3, 5, 7))
+    ax.set(xlabel="step", ylabel=ylabel, title=title)
     ax.grid(True, alpha=0.3)
     ax.legend()
     return Curves(ax, lines, {})

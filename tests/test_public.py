@@ -1,0 +1,42 @@
+"""The public surface: the names of the package, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+import spherediff as sd
+
+
+def test_every_public_name_resolves_and_is_listed() -> None:
+    for name in sd.__all__:
+        assert getattr(sd, name) is not None
+        assert name in dir(sd)
+    assert set(sd.__all__) == {*sd._MODULES, *sd._HOME}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sd.nonsense  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_import_alone_loads_no_heavy_library() -> None:
+    heavy = ("torch", "matplotlib", "xarray", "healpy", "scipy")
+    code = f"import sys, spherediff; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_readme_example_runs_as_written() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0].replace("lmax=127", "lmax=31")
+    names: dict[str, torch.Tensor] = {}
+    try:
+        exec(compile(code, "README.md", "exec"), names)
+    finally:
+        plt.close("all")
+    assert names["x"].shape == (8, 1024)
+    assert names["maps"].shape == (8, 49152)
+    assert names["y"].shape == (16, 1024)
