@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads for every library")
     parser.add_argument("--pairs", type=int, default=15, help="paired runs of each comparison")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    if os.environ.get("OMP_NUM_THREADS") != str(arguments.threads):
+        # healpy's OpenMP reads it once, when it is loaded
+        environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     describe_machine(arguments.threads)
     print(f"{'':52s}{'theirs':>10s}{'ours':>10s}{'ratio':>8s}{'target':>8s}")
     healpix_synthesis(arguments.pairs)
