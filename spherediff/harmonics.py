@@ -116,25 +116,6 @@ def to_healpy(a: Tensor) -> Tensor:
     return linear(a, lambda x: _pack(x, scale), lambda z: _unpack(z, scale))
 
 
-def packed_orders(a: Tensor, first: int, last: int) -> Tensor:
-    """The entries of :func:`to_healpy` with first ≤ m < last, for one large field; no gradient.
-
-    Args:
-        a: real coefficients, shape ((lmax+1)²,).
-        first: lowest order.
-        last: one more than the highest order.
-    """
-    lmax = band_limit(a.shape[-1])
-    scale = math.sqrt(0.5)
-    positive, negative = _pack_index(lmax, first, last, a.device)
-    packed = torch.complex(
-        a.index_select(-1, positive).mul_(scale), a.index_select(-1, negative).mul_(-scale)
-    )
-    if first == 0:
-        packed[: lmax + 1] = a.index_select(-1, _zonal_index(lmax, a.device))
-    return packed
-
-
 def from_healpy(alm: Tensor) -> Tensor:
     """healpy's packed complex a_ℓm to real coefficients; the inverse of :func:`to_healpy`.
 
@@ -239,7 +220,7 @@ def _zonal_index(lmax: int, device: torch.device) -> Tensor:
     return ell * (ell + 1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flat indices of (ℓ, m) and (ℓ, −m) for first ≤ m < last, m-major."""
     ell = torch.arange(lmax + 1, dtype=torch.int32, device=device)
@@ -249,7 +230,7 @@ def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple
     return positive, negative
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _unpack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Place of (ℓ, m), first ≤ ℓ < last, among packed real parts, and its sign there."""
     ell = torch.arange(first, last, dtype=torch.int32, device=device)

@@ -12,7 +12,6 @@ where it is well conditioned; above that the analysis is refused.
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from functools import cached_property
@@ -24,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff.grids import _packed
 from spherediff.grids.grid import Grid
@@ -32,10 +30,8 @@ from spherediff.grids.grid import Grid
 _TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 _MAX_ITERATIONS = 100
 
-# Above this band limit the transform takes its time anyway, and memory is what runs short.
-_LARGEST_AT_ONCE = 1536
-_ORDERS_AT_ONCE = 64
-_BANDS = 8
+# Numbers of rings × orders that are held at once: more are no faster, but take more memory.
+_LARGEST_SUMS = 2_200_000
 
 
 class Solution(NamedTuple):
@@ -111,75 +107,33 @@ class HEALPix(Grid):
         return torch.from_numpy(base.ring2nest(np.arange(self.shape[0])))
 
     def _synthesis(self, a: Tensor) -> Tensor:
-        if _packed.band_limit(a) > _LARGEST_AT_ONCE:
-            maps = self._frugal_synthesis(a.detach().cpu().reshape(-1, a.shape[-1]))
-        else:
-            maps = self._synthesis_at_once(a)
+        packed = _packed.pack(a)
+        maps = _packed.empty_maps(packed, self.shape)
+        for rings in self._ring_bands(_packed.band_limit(a)):
+            ducc0.sht.synthesis(
+                alm=packed,
+                map=maps,
+                lmax=_packed.band_limit(a),
+                spin=0,
+                theta_interpol=True,
+                nthreads=_packed.threads(),
+                **rings,
+            )
         values = _packed.from_maps(maps, a, self.shape)
         if self.ordering == "nested":
             values = values.index_select(-1, self._ring_of_nested.to(values.device))
         return values
 
-    def _synthesis_at_once(self, a: Tensor) -> NDArray[np.floating]:
-        packed = _packed.pack(a)
-        maps = _packed.empty_maps(packed, self.shape)
-        ducc0.sht.synthesis(
-            alm=packed,
-            map=maps,
-            lmax=_packed.band_limit(a),
-            spin=0,
-            theta_interpol=True,
-            nthreads=_packed.threads(),
-            **self._rings,
-        )
-        return maps
+    def _ring_bands(self, lmax: int) -> list[dict[str, NDArray[Any]]]:
+        """The rings in a few parts, mirrored pairs together, which share their Legendre functions.
 
-    def _frugal_synthesis(self, rows: Tensor) -> NDArray[np.floating]:
-        """The same with at most the Legendre sums beside the coefficients in memory.
-
-        A few orders are packed and summed at a time, and the sums of each band of rings are
-        released as soon as its pixels exist.
+        ducc0 holds Σ_ℓ λ_ℓm(θ) a_ℓm for all rings and orders of a call.
         """
-        maps = np.empty((len(rows), 1, *self.shape), dtype=rows.numpy().dtype)
-        for a, out in zip(rows, maps, strict=True):
-            bands = self._legendre_sums(a)
-            while bands:
-                band, sums = bands.pop()
-                ducc0.sht.leg2map(
-                    leg=sums,
-                    map=out,
-                    nphi=self._rings["nphi"][band],
-                    phi0=self._rings["phi0"][band],
-                    ringstart=self._rings["ringstart"][band],
-                    nthreads=_packed.threads(),
-                )
-        return maps
-
-    def _legendre_sums(self, a: Tensor) -> list[tuple[slice, NDArray[Any]]]:
-        """Bands of rings with Σ_ℓ λ_ℓm(θ) a_ℓm there, shape (1, rings, m)."""
-        lmax = _packed.band_limit(a)
-        rings = len(self._rings["theta"])
-        edges = np.linspace(0, rings, _BANDS + 1).astype(int).tolist()
-        slices = [slice(*edge) for edge in itertools.pairwise(edges)]
-        dtype = np.complex64 if a.dtype == torch.float32 else np.complex128
-        bands = [(s, np.empty((1, s.stop - s.start, lmax + 1), dtype)) for s in slices]
-        for first in range(0, lmax + 1, _ORDERS_AT_ONCE):
-            orders = np.arange(first, min(first + _ORDERS_AT_ONCE, lmax + 1))
-            packed = harmonics.packed_orders(a, first, int(orders[-1]) + 1).numpy()
-            # ducc0 counts from where ℓ = 0 would stand, which must not be negative.
-            rows = np.concatenate([[0], np.cumsum(lmax + 1 - orders[:-1])]) - orders + first
-            sums = ducc0.sht.alm2leg(
-                alm=np.concatenate([np.zeros(first, dtype), packed])[None],
-                lmax=lmax,
-                theta=self._rings["theta"],
-                mval=orders.astype(np.uint64),
-                mstart=rows.astype(np.uint64),
-                theta_interpol=True,
-                nthreads=_packed.threads(),
-            )
-            for band, part in bands:
-                part[..., first : first + len(orders)] = sums[:, band]
-        return bands
+        count = len(self._rings["theta"])
+        parts = math.ceil(count * (lmax + 1) / _LARGEST_SUMS)
+        northern = np.array_split(np.arange((count + 1) // 2), parts)
+        bands = [np.union1d(north, count - 1 - north) for north in northern if len(north)]
+        return [{key: column[band] for key, column in self._rings.items()} for band in bands]
 
     def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
         if self.ordering == "nested":
