@@ -42,7 +42,7 @@ demo: $(VENV)/.stamp ## train on the bundled winds and draw new ones (about 5 mi
 	$(BIN)/spherediff demo --output $(OUTPUT)
 
 demo-quick: $(VENV)/.stamp ## the same in less than a minute, to see that it runs
-	$(BIN)/spherediff demo --quick --output $(OUTPUT)
+	$(BIN)/spherediff demo --quick --output $(OUTPUT)-quick
 
 test: $(VENV)/.stamp-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 $(TESTFLAGS)
@@ -72,6 +72,6 @@ wheel: $(VENV)/.stamp ## build the wheel into dist and check what is in it
 	$(BIN)/python .ci/check_wheel.py dist
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) build dist docs/_build docs/generated demo-output *.egg-info \
+	rm -rf $(VENV) build dist docs/_build docs/generated demo-output demo-output-quick *.egg-info \
 	  .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
