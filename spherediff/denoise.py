@@ -281,17 +281,19 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
         check_coefficients(self.process.field, x, "denoiser")
-        wiener, error_std, _ = self.precondition(x, t)
-        return wiener + error_std * self.residual(x, t)
+        wiener, error_std, inputs = self.precondition(x, t)
+        return wiener + error_std * self.residual(inputs, t)
 
-    def residual(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """F(c_in ⊙ (x − αμ), log(s/α)), shape of ``x``: the learned part in units of √p."""
-        _, _, inputs = self.precondition(x, t)
-        log_noise = self.process.log_noise(t).to(x)
+    def residual(self, inputs: Tensor, t: Tensor | float) -> Tensor:
+        """F(inputs, log(s/α)): the learned part in units of √p, shape of ``inputs``.
+
+        ``inputs`` are c_in ⊙ (x − αμ), the last that :meth:`precondition` returns.
+        """
+        log_noise = self.process.log_noise(t).to(inputs)
         # one time a sample: a time that differs between channels has no meaning to the network
-        log_noise = log_noise.expand(x.shape[:-1])[..., 0]
-        events = self.process.event_shape
-        return self.network(inputs.reshape(-1, *events), log_noise.reshape(-1)).reshape(x.shape)
+        log_noise = log_noise.expand(inputs.shape[:-1])[..., 0]
+        fields = inputs.reshape(-1, *self.process.event_shape)
+        return self.network(fields, log_noise.reshape(-1)).reshape(inputs.shape)
 
     def precondition(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """(w, √p, c_in ⊙ (x − αμ)) at the state ``x``, all of its shape or broadcasting to it."""

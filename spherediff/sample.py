@@ -104,9 +104,9 @@ class Sampler:
         t = self.times[-1]
         return 0.5 * (self.denoiser(x, t) + x / self.process.alpha(t))
 
-    def _noise_like(self, x: Tensor, noise: NormalSource) -> Tensor:
-        batch = x.shape[: x.ndim - len(self.process.event_shape)]
-        return self.process.field.sample(batch, generator=noise)
+    def _white(self, x: Tensor, noise: NormalSource) -> Tensor:
+        """The next white noise of every sample, shape of ``x``."""
+        return noise.normal(self.process.event_shape, x.dtype).to(x.device).reshape(x.shape)
 
 
 Memory = tuple[Tensor, Tensor] | None
@@ -127,7 +127,8 @@ class EulerMaruyama(Sampler):
         tau = self.process.schedule.tau(torch.tensor([t, s], dtype=torch.float64))
         delta = float(tau[0] - tau[1])
         drift = 2 * self.denoiser.malliavin_gamma_score(x, t) - x
-        return x + delta * drift + math.sqrt(2 * delta) * self._noise_like(x, noise), None
+        fresh = self.process.field.color(self._white(x, noise))
+        return x + delta * drift + math.sqrt(2 * delta) * fresh, None
 
 
 class Bridge(Sampler):
@@ -169,8 +170,7 @@ class Bridge(Sampler):
         kept = sigma_s / sigma_t * (1 - fresh.square()).sqrt()
         x = alpha_s * m + kept * (x - alpha_t * m)
         if self.eta > 0:
-            white = noise.normal(self.process.event_shape, x.dtype).to(x.device).reshape(x.shape)
-            x = x + sigma_s * fresh * white
+            x = x + sigma_s * fresh * self._white(x, noise)
         return x, None
 
 
@@ -244,5 +244,5 @@ class ReverseSDE(Multistep):
         alpha_s, sigma_s = self.process.marginal(s)
         kept = torch.exp(-h) * sigma_s / self.process.sigma(t)
         fresh = -torch.expm1(-2 * h)
-        white = noise.normal(self.process.event_shape, x.dtype).to(x.device).reshape(x.shape)
-        return kept * x + alpha_s * fresh * D + sigma_s * fresh.sqrt() * white, memory
+        spread = sigma_s * fresh.sqrt()
+        return kept * x + alpha_s * fresh * D + spread * self._white(x, noise), memory

@@ -146,9 +146,9 @@ def residual_error(
     """
     t = denoiser.process.time_of(log_noise)[:, None]
     x = denoiser.process.noised(x0, t, generator=generator)
-    wiener, error_std, _ = denoiser.precondition(x, t)
+    wiener, error_std, inputs = denoiser.precondition(x, t)
     target = (x0 - wiener) / error_std
-    return denoiser.residual(x, t).to(target.dtype) - target, target
+    return denoiser.residual(inputs, t).to(target.dtype) - target, target
 
 
 @torch.no_grad()
