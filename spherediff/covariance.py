@@ -1,9 +1,9 @@
 """Covariances that are diagonal plus low rank, S = D + UᵀU, and their shrinkage estimator.
 
-D is a variance per coefficient, U has k rows.  For a diagonal N and V = a²D + N the matrix
-a²S + N = V + a²UᵀU is inverted by the Woodbury identity with one k×k system, G = I + a²UV⁻¹Uᵀ:
+D is a variance per coefficient, U has k rows.  For diagonal a and N and V = a²D + N the matrix
+aSa + N = V + aUᵀUa is inverted by the Woodbury identity with one k×k system, G = I + Ua²V⁻¹Uᵀ:
 
-    (a²S + N)⁻¹ = V⁻¹ − a² V⁻¹Uᵀ G⁻¹ U V⁻¹,    log det(a²S + N) = Σ log V_i + log det G.
+    (aSa + N)⁻¹ = V⁻¹ − V⁻¹aUᵀ G⁻¹ Ua V⁻¹,    log det(aSa + N) = Σ log V_i + log det G.
 """
 
 from __future__ import annotations
@@ -85,31 +85,29 @@ class Covariance:
         return self.diagonal * y + self._spread(self._project(y))
 
     def solve(self, scale: Tensor, noise: Tensor, y: Tensor) -> Tensor:
-        """(a²S + N)⁻¹ y.
+        """(aSa + N)⁻¹ y.
 
         Args:
-            scale: a, broadcasting against ``y``, constant over an event.
+            scale: diagonal of a, broadcasting against ``y``.
             noise: diagonal of N, broadcasting against ``y``.
             y: shape (..., *event_shape).
         """
         V, G = self._woodbury(scale, noise)
-        whitened = y / V
-        inner = torch.linalg.solve(G, self._project(whitened)[..., None])[..., 0]
-        return whitened - scale.square() * self._spread(inner) / V
+        inner = torch.linalg.solve(G, self._project(scale * y / V)[..., None])[..., 0]
+        return (y - scale * self._spread(inner)) / V
 
     def log_det(self, scale: Tensor, noise: Tensor) -> Tensor:
-        """log det(a²S + N), with the leading axes of ``scale`` and ``noise``."""
+        """log det(aSa + N), with the leading axes of ``scale`` and ``noise``."""
         V, G = self._woodbury(scale, noise)
         return V.log().sum(self._event_axes) + torch.linalg.slogdet(G).logabsdet
 
     def _woodbury(self, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         V = scale.square() * self.diagonal + noise
         flat = self.factor.flatten(1)
-        first = (..., *(0,) * len(self.event_shape))
-        a2 = scale.square().expand_as(V)[first][..., None, None]
-        rows = flat / V.flatten(-len(self.event_shape))[..., None, :]  # (..., k, n)
+        weight = (scale.square() / V).flatten(-len(self.event_shape))  # of each coefficient
+        rows = flat * weight[..., None, :]  # (..., k, n)
         eye = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
-        return V, eye + a2 * (rows @ flat.T)
+        return V, eye + rows @ flat.T
 
     def _project(self, y: Tensor) -> Tensor:
         return y.flatten(-len(self.event_shape)) @ self.factor.flatten(1).T

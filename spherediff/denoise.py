@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spherediff.covariance import Covariance
 from spherediff.gaussian import check_coefficients
-from spherediff.process import OrnsteinUhlenbeck
+from spherediff.process import ForwardProcess
 
 
 class Denoiser:
@@ -29,7 +29,7 @@ class Denoiser:
     coefficient axis); states have shape (*batch, *process.event_shape).
     """
 
-    process: OrnsteinUhlenbeck
+    process: ForwardProcess
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
@@ -46,7 +46,7 @@ class Denoiser:
 
 
 class GaussianDenoiser(Denoiser):
-    """Data N(μ, S): m = μ + αS(α²S + σ²)⁻¹(x − αμ).
+    """Data N(μ, S): m = μ + Sα(αSα + σ²)⁻¹(x − αμ).
 
     Args:
         process: the forward process.
@@ -61,7 +61,7 @@ class GaussianDenoiser(Denoiser):
 
     def __init__(
         self,
-        process: OrnsteinUhlenbeck,
+        process: ForwardProcess,
         variance: Tensor | None = None,
         *,
         covariance: Covariance | None = None,
@@ -85,14 +85,14 @@ class GaussianDenoiser(Denoiser):
         check_coefficients(process.field, self.mean, "mean")
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """m(x, t) = μ + αS(α²S + σ²)⁻¹(x − αμ)."""
+        """m(x, t) = μ + Sα(αSα + σ²)⁻¹(x − αμ)."""
         check_coefficients(self.process.field, x, "denoiser")
         alpha, sigma = self.process.marginal(t)
         residual = self.covariance.solve(alpha, sigma.square(), x - alpha * self.mean)
-        return self.mean + alpha * self.covariance.matmul(residual)
+        return self.mean + self.covariance.matmul(alpha * residual)
 
     def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """log h_t(x) = log dN(αμ, α²S + σ²)/dN(0, C)(x), shape (*batch,), t > 0.
+        """log h_t(x) = log dN(αμ, αSα + σ²)/dN(0, C)(x), shape (*batch,), t > 0.
 
         Densities are taken with respect to γ, so the difference of two such numbers has a limit
         as lmax → ∞ where the measures are equivalent.
@@ -175,7 +175,7 @@ class EmpiricalDenoiser(Denoiser):
     """
 
     def __init__(
-        self, process: OrnsteinUhlenbeck, data: Tensor, chunk_elements: int = 1 << 25
+        self, process: ForwardProcess, data: Tensor, chunk_elements: int = 1 << 25
     ) -> None:
         check_coefficients(process.field, data, "archive")
         if data.ndim != 1 + len(process.event_shape) or len(data) == 0:
@@ -253,7 +253,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
 
     def __init__(
         self,
-        process: OrnsteinUhlenbeck,
+        process: ForwardProcess,
         network: torch.nn.Module,
         mean: Tensor,
         variance: Tensor,

@@ -1,11 +1,13 @@
-"""Reverse samplers: from noise to fields, over any denoiser.
+"""Reverse samplers: from noise to fields, over any denoiser and any forward process.
 
-The reverse of Greco's process and its probability flow are (arXiv 2505.13189)
+The reverse of dX = −λX dτ + √q dW and its probability flow are, with τ running backwards,
 
-    dY = (−Y + 2 D log h(Y)) dτ + √2 dW^C,    dY = D log h(Y) dτ,    Y_0 ~ γ,
+    dY = (λY + q∇log p(Y)) dτ + √q dW,    dY = (λY + ½q∇log p(Y)) dτ,    Y_0 ~ γ;
 
-with τ running backwards.  In terms of the denoiser m both have an exact linear part.  Between two
-times t > s, with h = λ_s − λ_t > 0 the gain in λ = log(α/σ), m held at D:
+for Greco's process (arXiv 2505.13189) λY + q∇log p = −Y + 2 D log h.  In terms of the denoiser m
+both have an exact linear part, which holds coefficient by coefficient for any α and σ with α/σ
+falling: processes that are not Markov have a Markov twin with the same law at every time.  Between
+two times t > s, with h = λ_s − λ_t > 0 the gain in λ = log(α/σ), m held at D:
 
     flow   x_s = (σ_s/σ_t) x_t + α_s (1 − e^{−h}) D,
     SDE    x_s = e^{−h} (σ_s/σ_t) x_t + α_s (1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) ξ.
@@ -13,7 +15,9 @@ times t > s, with h = λ_s − λ_t > 0 the gain in λ = log(α/σ), m held at D
 D = m(x_t, t) gives order one.  The multistep rule D = m_t + (h/2h₋)(m_t − m₋), with the previous
 m₋ and step h₋, gives order two for one evaluation a step (Lu et al. 2022, arXiv 2211.01095).
 
-All samplers step evenly in λ over the schedule's range.  They arrive at the data by Heun's rule
+All samplers step evenly in the schedule's log noise level, for Greco's process −λ itself; where
+degrees turn into noise at different times h differs between them, and the schedule sees to it that
+no h is large for a degree in passage.  They arrive at the data by Heun's rule
 for the flow in the variable σ/α, whose slope is known to vanish at the end: with
 d(x/α)/d(σ/α) = (x/α − m)/(σ/α), the last step to σ = 0 is x_0 = ½(m + x/α).
 """
@@ -30,6 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spherediff.denoise import Denoiser
+from spherediff.process import LinearProcess
 from spherediff.streams import NormalSource, Randomness, open_source
 
 
@@ -38,9 +43,10 @@ class Sampler:
 
     Args:
         denoiser: m(x, t); any :class:`~spherediff.denoise.Denoiser`.
-        steps: number of steps, evenly spaced in λ; ``default_steps`` if not given, which keep the
-            variance of every mode of a Gaussian target within 1 % under the default schedule, for
-            ratios of data to noise variance between 10⁻³ and 10².
+        steps: number of steps, evenly spaced in log noise level.  If not given, ``default_steps``
+            for every ten units of the schedule's span, at least once: they keep the variance of
+            every mode of a Gaussian target within 1 % of its limit, for ratios of data to noise
+            variance between 10⁻³ and 10².
 
     Attributes:
         order: order of convergence of the output law in the step size.
@@ -53,11 +59,12 @@ class Sampler:
     default_steps: ClassVar[int]
 
     def __init__(self, denoiser: Denoiser, steps: int | None = None) -> None:
-        steps = self.default_steps if steps is None else steps
+        self.denoiser, self.process = denoiser, denoiser.process
+        if steps is None:
+            steps = round(self.default_steps * max(1.0, self.process.schedule.span / 10))
         if steps < 2:
             raise ValueError(f"expected at least 2 steps, got {steps}")
-        self.denoiser, self.steps = denoiser, steps
-        self.process = denoiser.process
+        self.steps = steps
 
     @property
     def times(self) -> list[float]:
@@ -113,22 +120,44 @@ Memory = tuple[Tensor, Tensor] | None
 
 
 class EulerMaruyama(Sampler):
-    """Reverse SDE by the Euler–Maruyama rule, x ← x + Δ(−x + 2 D log h) + √(2Δ) ξ, ξ ~ γ.
+    """Reverse SDE by the Euler–Maruyama rule, x ← x + Δ(λx + q∇log p) + √(qΔ) ξ, ξ white.
 
     Δ is the step in process time τ.  Plain, and slow to converge: for comparison.
+
+    Raises:
+        TypeError: the process is not Markov, so that it has no SDE to discretise.
+        ValueError: fewer than two steps, or on sampling steps so long that the rule is unstable,
+            λΔ > 2.
     """
 
     order = 1
     default_steps = 2000
+
+    def __init__(self, denoiser: Denoiser, steps: int | None = None) -> None:
+        super().__init__(denoiser, steps)
+        if not isinstance(self.process, LinearProcess):
+            raise TypeError(
+                f"EulerMaruyama discretises the SDE of a Markov process, and "
+                f"{type(self.process).__name__} is none; ReverseSDE, Bridge, Heun and "
+                "ProbabilityFlow use its laws at single times only"
+            )
+        self.markov = self.process
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
         tau = self.process.schedule.tau(torch.tensor([t, s], dtype=torch.float64))
         delta = float(tau[0] - tau[1])
-        drift = 2 * self.denoiser.malliavin_gamma_score(x, t) - x
-        fresh = self.process.field.color(self._white(x, noise))
-        return x + delta * drift + math.sqrt(2 * delta) * fresh, None
+        stiffness = delta * float(self.markov.damping.max())
+        if stiffness > 2:
+            raise ValueError(
+                f"{self.steps} steps are too few for the Euler–Maruyama rule: λΔ = {stiffness:.3g} "
+                "in the most damped degree, unstable above 2; take more steps, or ReverseSDE, "
+                "which is exact in the linear part"
+            )
+        q = self.markov.diffusion
+        drift = self.markov.damping * x + q * self.denoiser.score(x, t)
+        return x + delta * drift + (delta * q).sqrt() * self._white(x, noise), None
 
 
 class Bridge(Sampler):
@@ -165,8 +194,7 @@ class Bridge(Sampler):
     ) -> tuple[Tensor, Memory]:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.process.marginal(t), self.process.marginal(s)
         m = self.denoiser(x, t)
-        decay = (sigma_s * alpha_t) / (sigma_t * alpha_s)  # e^{−h}
-        fresh = self.eta * (1 - decay.square()).sqrt()
+        fresh = self.eta * (-torch.expm1(-2 * self.process.log_snr_gain(t, s))).sqrt()
         kept = sigma_s / sigma_t * (1 - fresh.square()).sqrt()
         x = alpha_s * m + kept * (x - alpha_t * m)
         if self.eta > 0:
@@ -186,9 +214,9 @@ class Heun(Sampler):
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.process.marginal(t), self.process.marginal(s)
-        kept = sigma_s / sigma_t
-        gain = alpha_s - alpha_t * kept  # α_s(1 − e^{−h})
+        alpha_s, sigma_s = self.process.marginal(s)
+        kept = sigma_s / self.process.sigma(t)
+        gain = -alpha_s * torch.expm1(-self.process.log_snr_gain(t, s))
         m_t = self.denoiser(x, t)
         m_s = self.denoiser(kept * x + gain * m_t, s)
         return kept * x + gain * 0.5 * (m_t + m_s), None
@@ -203,8 +231,7 @@ class Multistep(Sampler):
         self, x: Tensor, t: float, s: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
         """D, the step's h = λ_s − λ_t (broadcasting against ``x``), and the memory to pass on."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.process.marginal(t), self.process.marginal(s)
-        h = torch.log((alpha_s * sigma_t) / (alpha_t * sigma_s))
+        h = self.process.log_snr_gain(t, s)
         m = self.denoiser(x, t)
         if memory is None:
             return m, h, (m, h)
