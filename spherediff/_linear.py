@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,3 +54,52 @@ def linear(x: Tensor, operator: Operator, transpose: Operator) -> Tensor:
     transformed = torch._C._are_functorch_transforms_active()
     function = _Transformable if transformed else _Linear
     return function.apply(x, operator, transpose)  # pyright: ignore[reportReturnType]
+
+
+class Solution(NamedTuple):
+    """What :func:`conjugate_gradients` found.
+
+    Attributes:
+        solution: x, shape (*batch, n).
+        residual: ‖b − A x‖/‖b‖ of each system, shape (*batch,).
+        iterations: number of iterations.
+    """
+
+    solution: Tensor
+    residual: Tensor
+    iterations: int
+
+
+def conjugate_gradients(
+    operator: Operator, b: Tensor, tolerance: float, max_iterations: int, scale: float = 1.0
+) -> Solution:
+    """Solve A x = b for every system of the batch at once.
+
+    Args:
+        operator: a symmetric positive definite A, (*batch, n) → (*batch, n).
+        b: right-hand sides, shape (*batch, n).
+        tolerance: relative residual at which the iteration stops, once all systems reach it.
+        max_iterations: largest number of iterations.
+        scale: the iteration starts from ``scale`` times b.
+    """
+    target = tolerance * b.norm(dim=-1, keepdim=True)
+    x = scale * b
+    residual = b - operator(x)
+    direction = residual
+    power = residual.square().sum(-1, keepdim=True)
+    iterations = 0
+    while iterations < max_iterations and bool((power.sqrt() > target).any()):
+        image = operator(direction)
+        step = _quotient(power, (direction * image).sum(-1, keepdim=True))
+        x = x + step * direction
+        residual = residual - step * image
+        previous, power = power, residual.square().sum(-1, keepdim=True)
+        direction = residual + _quotient(power, previous) * direction
+        iterations += 1
+    remainder = b - operator(x)
+    return Solution(x, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Quotient, 0 where the denominator is: a system that is solved already stays as it is."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
