@@ -11,8 +11,8 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
 
 with Gauss weights w_j is exact for band limits up to L.
 
-The sums over ℓ are matrix products, one for each m, with all fields of the batch as rows.  The sums
-over m are fast Fourier transforms, or for small band limits one more matrix product.
+The sums over ℓ are matrix products, one for each m, with all fields of the batch together.  The
+sums over m are fast Fourier transforms, or for small band limits two more matrix products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import ducc0
 import numpy as np
@@ -30,7 +30,6 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff._linear import linear
 from spherediff.grids.grid import Grid
 from spherediff.grids.latlon import LatLon
 
@@ -40,9 +39,9 @@ _LARGEST_TABLE = 256
 
 # Up to here the Fourier sums are matrix products too: more arithmetic than fast transforms, but
 # none of the copies between layouts, which weigh more when the fields are small.
-_LARGEST_MATRIX = 48
+_LARGEST_MATRIX = 80
 
-_ORDERS_PER_BLOCK = 32
+_ORDERS_PER_BLOCK = 24
 
 
 class GaussLegendre(Grid):
@@ -68,244 +67,265 @@ class GaussLegendre(Grid):
             )
         self.max_lmax = lmax
         self.shape = (lmax + 1, nlon)
-        self._theta = ducc0.misc.GL_thetas(lmax + 1)
 
     def __repr__(self) -> str:
         return f"GaussLegendre(lmax={self.max_lmax}, nlon={self.shape[1]})"
 
     @property
     def latitude(self) -> NDArray[np.float64]:
-        return 90.0 - np.degrees(self._theta)
+        return _latitudes(self.shape[0])
 
     @property
     def longitude(self) -> NDArray[np.float64]:
-        nlon = self.shape[1]
-        return 360.0 * np.arange(nlon) / nlon
+        return _longitudes(self.shape[1])
 
     @property
     def area_weights(self) -> Tensor:
-        weights = torch.from_numpy(ducc0.misc.GL_weights(*self.shape))
-        return weights[:, None].expand(self.shape).clone()
-
-    def _synthesis(self, a: Tensor) -> Tensor:
-        lmax = harmonics.band_limit(a.shape[-1])
-        if self._by_ducc(lmax, a.device):
-            return self._ducc._synthesis(a)
-        nlat, nlon = self.shape
-        fields = a.numel() // a.shape[-1]
-        if fields == 0:
-            return a.new_empty(*a.shape[:-1], nlat, nlon)
-        if lmax <= _LARGEST_MATRIX:
-            matrices = _matrices(lmax, self.shape, a.dtype, a.device)
-            values = matrices.synthesis(a.reshape(fields, -1), matrices.legendre)
-            return values.view(*a.shape[:-1], nlat, nlon)
-        table, plan = self._tables(lmax, a)
-        scaled = a.reshape(fields, a.shape[-1]) * plan.synthesis_factor
-        x = scaled.index_select(-1, plan.spread).view(2 * fields, -1)
-        rings = a.new_empty(lmax + 1, 2 * fields, nlat)
-        for block in plan.blocks:
-            legendre = table[block.orders, block.orders.start :]
-            torch.bmm(block.of(x, lmax), legendre, out=rings[block.orders])
-        cosine, sine = rings.view(lmax + 1, fields, 2, nlat).permute(2, 1, 3, 0)
-        spectrum = torch.complex(cosine, sine)  # (field, θ, m)
-        values = torch.fft.irfft(spectrum, n=nlon, norm="forward")
-        return values.view(*a.shape[:-1], nlat, nlon)
-
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        if self._by_ducc(lmax, values.device):
-            return self._ducc._adjoint(values, lmax)
-        if lmax <= _LARGEST_MATRIX:
-            matrices = _matrices(lmax, self.shape, values.dtype, values.device)
-            return self._by_matrices(values, matrices, matrices.legendre)
-        return self._to_coefficients(values, lmax, *self._tables(lmax, values))
-
-    def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
-        if self._by_ducc(lmax, values.device):
-            return self._ducc._quadrature(values, lmax)
-        if lmax <= _LARGEST_MATRIX:
-            matrices = _matrices(lmax, self.shape, values.dtype, values.device)
-            return self._by_matrices(values, matrices, matrices.weighted)
-        _, plan = self._tables(lmax, values)
-        weighted = _weighted_table(lmax, self.shape, values.dtype, values.device)
-        return self._to_coefficients(values, lmax, weighted, plan)
-
-    def _to_coefficients(self, values: Tensor, lmax: int, table: Tensor, plan: _Plan) -> Tensor:
-        nlat, nlon = self.shape
-        fields = values.numel() // (nlat * nlon)
-        if fields == 0:
-            return values.new_empty(*values.shape[:-2], (lmax + 1) ** 2)
-        spectrum = torch.fft.rfft(values.reshape(fields, nlat, nlon))
-        # Two steps, each kind to the cache: orders first, then cosine and sine parts asunder.
-        by_order = spectrum.new_empty(lmax + 1, fields, nlat)
-        by_order.copy_(spectrum.permute(2, 0, 1)[: lmax + 1])
-        rings = values.new_empty(lmax + 1, fields, 2, nlat)
-        rings.copy_(torch.view_as_real(by_order).movedim(-1, -2))
-        rings = rings.view(lmax + 1, 2 * fields, nlat)
-        x = values.new_empty(2 * fields, len(plan.spread) // 2)
-        for block in plan.blocks:
-            legendre = table[block.orders, block.orders.start :]
-            block.of(x, lmax).copy_(torch.bmm(rings[block.orders], legendre.transpose(1, 2)))
-        x = x.view(fields, len(plan.spread))
-        a = x.index_select(-1, plan.collect).mul_(plan.adjoint_factor)
-        return a.view(*values.shape[:-2], a.shape[-1])
-
-    def _by_matrices(self, values: Tensor, matrices: _Matrices, legendre: Tensor) -> Tensor:
-        if values.numel() == 0:
-            return values.new_empty(*values.shape[:-2], len(matrices.collect))
-        a = matrices.adjoint(values.reshape(-1, *self.shape), legendre)
-        return a.view(*values.shape[:-2], a.shape[-1])
-
-    def _adjoint_quadrature(self, a: Tensor) -> Tensor:
-        return self._synthesis(a) * self.area_weights.to(a)
-
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
-        return linear(values, lambda v: self._quadrature(v, lmax), self._adjoint_quadrature)
-
-    def _tables(self, lmax: int, like: Tensor) -> tuple[Tensor, _Plan]:
-        return (
-            _legendre_table(lmax, self.shape[0], like.dtype, like.device),
-            _plan(lmax, like.dtype, like.device),
-        )
-
-    def _by_ducc(self, lmax: int, device: torch.device) -> bool:
-        aliased = 2 * lmax >= self.shape[1]
-        return aliased or (device.type == "cpu" and lmax > _LARGEST_TABLE)
+        return self._weights.expand(self.shape).clone()
 
     @cached_property
-    def _ducc(self) -> LatLon:
-        return LatLon(self.latitude, self.longitude)
+    def _weights(self) -> Tensor:
+        return torch.from_numpy(ducc0.misc.GL_weights(*self.shape))[:, None]
+
+    def _synthesis(self, a: Tensor) -> Tensor:
+        *batch, n = a.shape
+        if a.numel() == 0:
+            return a.new_empty(*batch, *self.shape)
+        engine = _engine(harmonics.band_limit(n), self.shape, a.dtype, a.device)
+        return engine.synthesis(a.reshape(-1, n)).view(*batch, *self.shape)
+
+    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+        batch, n = values.shape[:-2], harmonics.count(lmax)
+        if values.numel() == 0:
+            return values.new_empty(*batch, n)
+        engine = _engine(lmax, self.shape, values.dtype, values.device)
+        return engine.adjoint(values.reshape(-1, *self.shape)).view(*batch, n)
+
+    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+        return self.adjoint(values * self._weights.to(values), lmax)
 
 
-class _Matrices(NamedTuple):
-    """A transform as two matrix products, with one row for each order −lmax ≤ m ≤ lmax.
+class _Engine(Protocol):
+    """One way to compute the transforms of one band limit on one grid."""
 
-    Attributes:
-        legendre: λ_ℓ|m|(θ_j), shape (m, ℓ, nlat), zero where ℓ < |m|.
-        weighted: the same times the quadrature weight w_jk.
-        fourier: √2 cos mφ_k, 1, √2 sin |m|φ_k for m > 0, = 0, < 0, shape (m, nlon).
-        spread: flat index for the places (m, ℓ); any index where ℓ < |m|.
-        collect: place of each coefficient.
-    """
+    def synthesis(self, a: Tensor) -> Tensor:
+        """Coefficients (field, n) to values (field, nlat, nlon)."""
+        ...
 
-    legendre: Tensor
-    weighted: Tensor
-    fourier: Tensor
-    spread: Tensor
-    collect: Tensor
-
-    def synthesis(self, a: Tensor, legendre: Tensor) -> Tensor:
-        """Values (field, nlat, nlon) of coefficients (field, n)."""
-        orders, degrees, nlat = legendre.shape
-        x = a.index_select(-1, self.spread).view(len(a), orders, degrees)
-        rings = torch.bmm(x.transpose(0, 1), legendre)  # (m, field, θ)
-        return (rings.view(orders, -1).T @ self.fourier).view(len(a), nlat, -1)
-
-    def adjoint(self, values: Tensor, legendre: Tensor) -> Tensor:
-        """Transpose of :meth:`synthesis`, (field, nlat, nlon) → (field, n)."""
-        fields, nlat, nlon = values.shape
-        rings = self.fourier @ values.reshape(-1, nlon).T
-        x = torch.bmm(rings.view(-1, fields, nlat), legendre.transpose(1, 2))  # (m, field, ℓ)
-        return x.transpose(0, 1).reshape(fields, -1).index_select(-1, self.collect)
+    def adjoint(self, values: Tensor) -> Tensor:
+        """Its transpose, (field, nlat, nlon) → (field, n)."""
+        ...
 
 
 @lru_cache(maxsize=16)
-def _matrices(
-    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> _Matrices:
-    nlat, nlon = shape
-    m, ell = torch.arange(-lmax, lmax + 1)[:, None], torch.arange(lmax + 1)
-    table = legendre(lmax, ducc0.misc.GL_thetas(nlat))[m[:, 0].abs()]
-    weights = torch.from_numpy(ducc0.misc.GL_weights(nlat, nlon))
-    angle = 2 * math.pi / nlon * (m.abs() * torch.arange(nlon) % nlon).double()
-    wave = torch.where(m < 0, torch.sin(angle), torch.cos(angle))
-    fourier = torch.where(m == 0, 1.0, math.sqrt(2) * wave)
-    spread = torch.where(ell >= m.abs(), ell * (ell + 1) + m, 0).flatten().int()
-    collect = (harmonics.orders(lmax) + lmax) * (lmax + 1) + harmonics.degrees(lmax)
-    return _Matrices(
-        table.to(device, dtype),
-        (table * weights).to(device, dtype),
-        fourier.to(device, dtype),
-        spread.to(device),
-        collect.int().to(device),
-    )
+def _engine(lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> _Engine:
+    """The fastest engine that can do it."""
+    aliased = 2 * lmax >= shape[1]
+    if aliased or (device.type == "cpu" and lmax > _LARGEST_TABLE):
+        return _Ducc(lmax, shape)
+    if lmax <= _LARGEST_MATRIX and shape[1] % 2 == 0:
+        return _Matrices(lmax, shape, dtype, device)
+    return _FastFourier(lmax, shape, dtype, device)
+
+
+class _Ducc:
+    """By ducc0, field by field and without tables."""
+
+    def __init__(self, lmax: int, shape: tuple[int, int]) -> None:
+        self.lmax = lmax
+        self.grid = LatLon(_latitudes(shape[0]), _longitudes(shape[1]))
+
+    def synthesis(self, a: Tensor) -> Tensor:
+        return self.grid._synthesis(a)
+
+    def adjoint(self, values: Tensor) -> Tensor:
+        return self.grid._adjoint(values, self.lmax)
 
 
 class _Block(NamedTuple):
-    """A range of orders and its places: (m, ℓ), ℓ from the lowest order of the range.
+    """Orders that one batched product transforms, with all degrees from the lowest of them on.
 
-    The places where ℓ < m are padding.  A few blocks have little of it, and yet few products.
-    """
-
-    orders: slice
-    places: slice
-
-    def of(self, x: Tensor, lmax: int) -> Tensor:
-        """The places of this block as matrices, shape (m, row, ℓ)."""
-        first, last = self.orders.start, self.orders.stop
-        return x[:, self.places].view(len(x), last - first, lmax + 1 - first).transpose(0, 1)
-
-
-class _Plan(NamedTuple):
-    """What carries flat coefficients to the blocks and back.
+    The places (m, ℓ) where ℓ < |m| are padding.  A few blocks have little of it, and yet few
+    products.
 
     Attributes:
-        blocks: the blocks, which cover all orders.
-        spread: flat index for the places of all blocks, those of the cosines and then those of
-            the sines; any index in the padding, since the table is 0 there.
-        collect: place of each coefficient.
-        synthesis_factor: of each coefficient, shape (n,), so that the Fourier coefficients of
-            a real field come out, A_0 and (A_m − i B_m)/2.
-        adjoint_factor: likewise for the way back, where Σ_k v_k e^{−imφ_k} comes in.
+        rows: its rows among those of all orders.
+        places: its places among those of all blocks.
+        legendre: λ_ℓ|m|(θ_j), shape (m, ℓ, nlat), zero in the padding.
     """
 
-    blocks: list[_Block]
-    spread: Tensor
-    collect: Tensor
-    synthesis_factor: Tensor
-    adjoint_factor: Tensor
+    rows: slice
+    places: slice
+    legendre: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """The places of this block as matrices, (field, place) → (m, field, ℓ)."""
+        orders, degrees, _ = self.legendre.shape
+        return x[:, self.places].view(len(x), orders, degrees).transpose(0, 1)
 
 
-@lru_cache(maxsize=32)
-def _plan(lmax: int, dtype: torch.dtype, device: torch.device) -> _Plan:
-    degree, order = harmonics.degrees(lmax), harmonics.orders(lmax)
-    blocks, spread, collect = [], [], torch.empty(len(degree), dtype=torch.int64)
-    places = 0
-    edges = torch.linspace(0, lmax + 1, max(1, (lmax + 1) // _ORDERS_PER_BLOCK) + 1).int().tolist()
-    for first, last in itertools.pairwise(edges):
-        ell, m = torch.arange(first, lmax + 1), torch.arange(first, last)[:, None]
-        centre = ell * (ell + 1)
-        index = torch.stack([centre + m, centre - m])
-        spread.append(torch.where(ell >= m, index, 0).flatten(1))
-        here = (order.abs() >= first) & (order.abs() < last)
-        collect[here] = (places + (order.abs() - first) * len(ell) + degree - first)[here]
-        blocks.append(_Block(slice(first, last), slice(places, places + index[0].numel())))
-        places += index[0].numel()
-    collect += places * (order < 0)
-    sign = torch.where(order < 0, -1.0, 1.0).to(torch.float64)
-    zonal = order == 0
-    return _Plan(
-        blocks,
-        torch.cat(spread, dim=1).flatten().int().to(device),
-        collect.int().to(device),
-        torch.where(zonal, 1.0, sign * math.sqrt(0.5)).to(device, dtype),
-        torch.where(zonal, 1.0, sign * math.sqrt(2)).to(device, dtype),
-    )
-
-
-@lru_cache(maxsize=16)
-def _legendre_table(lmax: int, nlat: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """λ_ℓm(θ_j), shape (m, ℓ, nlat)."""
-    return legendre(lmax, ducc0.misc.GL_thetas(nlat)).to(device, dtype)
-
-
-@lru_cache(maxsize=16)
-def _weighted_table(
-    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """λ_ℓm(θ_j) times the quadrature weight w_jk, shape (m, ℓ, nlat)."""
-    nlat, nlon = shape
+def _blocks(
+    lmax: int, nlat: int, orders: Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[list[_Block], Tensor, Tensor]:
+    """Blocks for ``orders``, which grow roughly, and the degree and order of every place."""
     table = legendre(lmax, ducc0.misc.GL_thetas(nlat))
-    return (table * torch.from_numpy(ducc0.misc.GL_weights(nlat, nlon))).to(device, dtype)
+    blocks, degree, order, place = [], [], [], 0
+    edges = torch.linspace(0, len(orders), max(1, len(orders) // _ORDERS_PER_BLOCK) + 1).int()
+    for first, last in itertools.pairwise(edges.tolist()):
+        m = orders[first:last]
+        lowest = int(m.abs().min())
+        values = table[m.abs(), lowest:].to(device, dtype)
+        places = values[..., 0].numel()
+        blocks.append(_Block(slice(first, last), slice(place, place + places), values))
+        degree.append(torch.arange(lowest, lmax + 1).repeat(len(m)))
+        order.append(m.repeat_interleave(lmax + 1 - lowest))
+        place += places
+    return blocks, torch.cat(degree), torch.cat(order)
+
+
+def _exchange(degree: Tensor, order: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat index for each place, any in the padding, and the used place of each coefficient."""
+    spread = torch.where(order.abs() <= degree, degree * (degree + 1) + order, 0)
+    collect = torch.empty(int(used.sum()), dtype=torch.int64)
+    collect[spread[used]] = used.nonzero()[:, 0]
+    return spread.int(), collect.int()
+
+
+class _Matrices:
+    """By matrix products alone, with one row for each order −lmax ≤ m ≤ lmax.
+
+    Half the longitudes are enough if their number is even, since with the sums E over even and O
+    over odd orders
+
+        v(φ) = E(φ) + O(φ),   v(φ + π) = E(φ) − O(φ).
+
+    Even and odd orders alternate among the rows while |m| grows, so that either are every other
+    row, and the orders of a block are close to one another.  Fields are the last axis on the way,
+    which are more than latitudes where time counts.
+    """
+
+    def __init__(
+        self, lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        nlat, nlon = shape
+        orders = _alternating_orders(lmax)
+        self.nlat, self.rows = nlat, len(orders)
+        self.even, self.odd = slice(lmax % 2, None, 2), slice(1 - lmax % 2, None, 2)
+        waves = _waves(orders, nlon)[:, : nlon // 2].to(device, dtype)
+        self.even_waves = waves[self.even].contiguous()
+        self.odd_waves = waves[self.odd].contiguous()
+        self.blocks, degree, order = _blocks(lmax, nlat, orders, dtype, device)
+        spread, collect = _exchange(degree, order, order.abs() <= degree)
+        self.spread, self.collect = spread.to(device), collect.to(device)
+
+    def synthesis(self, a: Tensor) -> Tensor:
+        fields = len(a)
+        x = a.index_select(1, self.spread)
+        rings = a.new_empty(self.rows, self.nlat, fields)
+        for block in self.blocks:
+            torch.bmm(block.legendre.mT, block.of(x).mT, out=rings[block.rows])
+        rings = rings.view(self.rows, -1)
+        even, odd = (
+            (rings[rows].T @ waves).view(self.nlat, fields, -1).transpose(0, 1)
+            for rows, waves in ((self.even, self.even_waves), (self.odd, self.odd_waves))
+        )
+        values = a.new_empty(fields, self.nlat, 2, even.shape[-1])
+        torch.add(even, odd, out=values[:, :, 0])
+        torch.sub(even, odd, out=values[:, :, 1])
+        return values.view(fields, self.nlat, -1)
+
+    def adjoint(self, values: Tensor) -> Tensor:
+        fields = len(values)
+        near, far = values.view(fields, self.nlat, 2, -1).transpose(0, 1).unbind(2)
+        half = values.new_empty(near.shape)
+        rings = values.new_empty(self.rows, self.nlat * fields)
+        torch.add(near, far, out=half)
+        torch.mm(self.even_waves, half.flatten(0, 1).T, out=rings[self.even])
+        torch.sub(near, far, out=half)
+        torch.mm(self.odd_waves, half.flatten(0, 1).T, out=rings[self.odd])
+        rings = rings.view(self.rows, self.nlat, fields)
+        x = values.new_empty(len(self.spread), fields)
+        for block in self.blocks:
+            orders, degrees, _ = block.legendre.shape
+            out = x[block.places].view(orders, degrees, fields)
+            torch.bmm(block.legendre, rings[block.rows], out=out)
+        return x.index_select(0, self.collect).T.contiguous()
+
+
+def _alternating_orders(lmax: int) -> Tensor:
+    """−lmax ≤ m ≤ lmax, of alternating parity and roughly by |m|."""
+    m = torch.arange(-lmax, lmax + 1)
+    m = m[m.abs().argsort(stable=True)]
+    orders = torch.empty_like(m)
+    for parity in (0, 1):
+        orders[(lmax + parity) % 2 :: 2] = m[m % 2 == parity]
+    return orders
+
+
+def _waves(orders: Tensor, nlon: int) -> Tensor:
+    """√2 cos mφ_k, 1, √2 sin |m|φ_k for m > 0, = 0, < 0, float64, shape (m, nlon)."""
+    m = orders[:, None]
+    angle = 2 * math.pi / nlon * (m.abs() * torch.arange(nlon) % nlon).double()
+    wave = torch.where(m < 0, torch.sin(angle), torch.cos(angle))
+    return torch.where(m == 0, 1.0, math.sqrt(2) * wave)
+
+
+class _FastFourier:
+    """By Legendre products for 0 ≤ m ≤ lmax, cosine and sine parts together, and fast transforms.
+
+    Synthesis scales the coefficients so that the Fourier coefficients of a real field come out,
+    A_0 and (A_m − i B_m)/2; the adjoint those that come of Σ_k v_k e^{−imφ_k}.
+    """
+
+    def __init__(
+        self, lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.nlat, self.nlon = shape
+        self.orders = lmax + 1
+        self.blocks, degree, order = _blocks(lmax, self.nlat, torch.arange(lmax + 1), dtype, device)
+        cosines, sines = order <= degree, (order <= degree) & (order > 0)
+        spread, collect = _exchange(
+            degree.repeat(2), torch.cat([order, -order]), torch.cat([cosines, sines])
+        )
+        self.spread, self.collect = spread.to(device), collect.to(device)
+        m = harmonics.orders(lmax)
+        sign = torch.where(m < 0, -1.0, 1.0).double()
+        self.synthesis_factor = torch.where(m == 0, 1.0, sign * math.sqrt(0.5)).to(device, dtype)
+        self.adjoint_factor = torch.where(m == 0, 1.0, sign * math.sqrt(2)).to(device, dtype)
+
+    def synthesis(self, a: Tensor) -> Tensor:
+        fields = len(a)
+        x = (a * self.synthesis_factor).index_select(1, self.spread).view(2 * fields, -1)
+        rings = a.new_empty(self.orders, 2 * fields, self.nlat)
+        for block in self.blocks:
+            torch.bmm(block.of(x), block.legendre, out=rings[block.rows])
+        cosine, sine = rings.view(self.orders, fields, 2, self.nlat).permute(2, 1, 3, 0)
+        spectrum = torch.complex(cosine, sine)  # (field, θ, m)
+        return torch.fft.irfft(spectrum, n=self.nlon, norm="forward")
+
+    def adjoint(self, values: Tensor) -> Tensor:
+        fields = len(values)
+        spectrum = torch.fft.rfft(values)
+        # Two steps, each kind to the cache: orders first, then cosine and sine parts asunder.
+        by_order = spectrum.new_empty(self.orders, fields, self.nlat)
+        by_order.copy_(spectrum.permute(2, 0, 1)[: self.orders])
+        rings = values.new_empty(self.orders, fields, 2, self.nlat)
+        rings.copy_(torch.view_as_real(by_order).movedim(-1, -2))
+        rings = rings.view(self.orders, 2 * fields, self.nlat)
+        x = values.new_empty(2 * fields, len(self.spread) // 2)
+        for block in self.blocks:
+            block.of(x).copy_(torch.bmm(rings[block.rows], block.legendre.mT))
+        a = x.view(fields, -1).index_select(1, self.collect)
+        return a.mul_(self.adjoint_factor)
+
+
+def _latitudes(nlat: int) -> NDArray[np.float64]:
+    """Gauss latitudes in degrees, from north to south."""
+    return 90.0 - np.degrees(ducc0.misc.GL_thetas(nlat))
+
+
+def _longitudes(nlon: int) -> NDArray[np.float64]:
+    return 360.0 * np.arange(nlon) / nlon
 
 
 def legendre(lmax: int, theta: NDArray[np.float64]) -> Tensor:
