@@ -63,7 +63,11 @@ class GaussianMeasure:
         """
         source = open_source(generator, math.prod(shape))
         white = source.normal(self.event_shape, self.dtype).to(self.device)
-        return self.color(white.reshape(*shape, *self.event_shape))
+        return self._color_in_place(white.reshape(*shape, *self.event_shape))
+
+    def _color_in_place(self, z: Tensor) -> Tensor:
+        """:meth:`color` of noise that nobody else needs."""
+        return self.color(z)
 
     def inner(self, g: Tensor, h: Tensor) -> Tensor:
         """Cameron–Martin inner product ⟨g, h⟩_C, shape (...)."""
@@ -138,6 +142,9 @@ class GaussianField(GaussianMeasure):
     def color(self, z: Tensor) -> Tensor:
         """√C_ℓ z_i."""
         return z * self.std_per_coefficient
+
+    def _color_in_place(self, z: Tensor) -> Tensor:
+        return z.mul_(self.std_per_coefficient)
 
     def whiten(self, x: Tensor) -> Tensor:
         """x_i/√C_ℓ; where C_ℓ = 0, zero stays zero and anything else is infinite."""

@@ -223,10 +223,13 @@ def _zonal_index(lmax: int, device: torch.device) -> Tensor:
 @lru_cache(maxsize=1)
 def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flat indices of (ℓ, m) and (ℓ, −m) for first ≤ m < last, m-major."""
-    ell = torch.arange(lmax + 1, dtype=torch.int32, device=device)
+    orders = torch.arange(first, last, dtype=torch.int32, device=device)
+    m = orders.repeat_interleave(lmax + 1 - orders)
+    start, stop = _packed_start(lmax, first), _packed_start(lmax, last)
+    ell = torch.arange(start, stop, dtype=torch.int32, device=device)
+    ell -= m * (2 * lmax + 1 - m) // 2
     centre = ell * (ell + 1)
-    positive = torch.cat([centre[m:] + m for m in range(first, last)])
-    negative = torch.cat([centre[m:] - m for m in range(first, last)])
+    positive, negative = centre + m, centre - m
     return positive, negative
 
 

@@ -23,12 +23,14 @@ from torch import Tensor
 
 _BLOCK = 1 << 16
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
 
 class NormalSource(Protocol):
     """Whatever hands out standard normal draws, one event for each of its samples."""
 
     def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Standard normal draws of shape (samples, *event_shape)."""
+        """Standard normal draws of shape (samples, *event_shape), the caller's own to write on."""
         ...
 
 
@@ -88,8 +90,8 @@ class Streams:
         """
         n = event_shape[-1]
         rows = math.prod(event_shape[:-1])
-        out = torch.empty(len(self.keys), rows, n, dtype=dtype)
-        values = out.numpy()
+        # numpy asks for huge pages, torch does not: long draws spare thousands of page faults.
+        values = np.empty((len(self.keys), rows, n), dtype=_NUMPY[dtype])
         tasks = [
             (values[k, row, start : start + _BLOCK], key, (self.draws + row, start // _BLOCK))
             for k, key in enumerate(self.keys)
@@ -103,7 +105,7 @@ class Streams:
         else:
             for task in tasks:
                 _fill(task)
-        return out.reshape(len(self.keys), *event_shape)
+        return torch.from_numpy(values).reshape(len(self.keys), *event_shape)
 
 
 def _keys(generator: torch.Generator, count: int) -> list[tuple[int, int]]:
