@@ -7,7 +7,7 @@ import torch
 from scipy.special import sph_harm_y
 
 from spherediff import harmonics
-from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points
+from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points, gauss_legendre
 
 RNG = np.random.default_rng(5)
 LATITUDE, LONGITUDE = np.degrees(np.arcsin(RNG.uniform(-1, 1, 37))), RNG.uniform(-200, 400, 37)
@@ -207,6 +207,21 @@ def test_gauss_legendre_agrees_with_ducc(lmax):
     assert relative(values, other.synthesis(a)) < 1e-12
     assert relative(grid.adjoint(values, lmax), other.adjoint(values, lmax)) < 1e-12
     torch.testing.assert_close(grid.area_weights, other.area_weights, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("engine", [gauss_legendre._Matrices, gauss_legendre._FastFourier])
+@pytest.mark.parametrize(("lmax", "extra"), [(0, 0), (1, 2), (2, 0), (9, 4), (50, 0), (95, 3)])
+def test_engines_of_gauss_legendre_agree_with_ducc(engine, lmax, extra):
+    shape = (lmax + 1 + extra, 2 * (lmax + 1 + extra))
+    ducc = gauss_legendre._Ducc(lmax, shape)
+    for dtype, accuracy in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
+        a = draw(3, lmax=lmax, dtype=dtype)
+        transform = engine(lmax, shape, dtype, torch.device("cpu"))
+        values = transform.synthesis(a)
+        assert values.dtype == dtype
+        assert relative(values.double(), ducc.synthesis(a.double())) < accuracy
+        back = transform.adjoint(values).double()
+        assert relative(back, ducc.adjoint(values.double())) < accuracy
 
 
 @pytest.mark.parametrize(("nlon", "lmax"), [(21, 10), (22, 10), (64, 10), (21, 4), (21, 17)])
