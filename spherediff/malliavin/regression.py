@@ -23,7 +23,7 @@ for every process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,7 +33,6 @@ from tqdm.auto import tqdm
 
 from spherediff.malliavin.sde import SDE, Path, euler_maruyama
 from spherediff.malliavin.weights import discrete_weight
-from spherediff.streams import Randomness
 
 Frame = Callable[[Tensor, Tensor], Tensor]
 Weight = Callable[[SDE, Path], Tensor]
@@ -77,8 +76,9 @@ def score_targets(
     x0: Tensor,
     horizons: Tensor,
     *,
-    steps: int,
-    generator: Randomness,
+    steps: int = 8,
+    largest_step: float = math.inf,
+    generator: torch.Generator,
     weight: Weight = discrete_weight,
 ) -> Examples:
     """Paths from data, each to a time of its own, and their targets −δ.
@@ -87,19 +87,29 @@ def score_targets(
         sde: the forward equation, which starts at time 0.
         x0: data, shape (N, d).
         horizons: t > 0 of each path, shape (N,).
-        steps: Euler–Maruyama steps of each path, of equal length t/steps.
+        steps: Euler–Maruyama steps of each path, of equal length.
+        largest_step: a path whose steps would be longer has 2, 4, 8, … times as many.
         generator: of the noise.
         weight: δ from an equation and its paths; in many dimensions
             :func:`~spherediff.malliavin.twin.estimated_weight` with its generator bound.
 
+    Returns:
+        Examples in the order of the data.
+
     Raises:
         ValueError: shapes do not fit, a horizon is not positive, or a path or weight is singular.
     """
-    if horizons.shape != (len(x0),):
-        raise ValueError(f"expected {len(x0)} horizons, one a path, got {tuple(horizons.shape)}")
-    times = torch.linspace(0, 1, steps + 1, dtype=x0.dtype)[:, None] * horizons.to(x0)
-    path = euler_maruyama(sde, x0, times, generator=generator)
-    return Examples(times[-1], path.end, -weight(sde, path))
+    if horizons.shape != (len(x0),) or not bool((horizons > 0).all()):
+        raise ValueError(f"expected {len(x0)} positive horizons, one a path")
+    doublings = (horizons / (steps * largest_step)).log2().ceil().clamp_min(0).long()
+    states, targets = torch.empty_like(x0), torch.empty_like(x0)
+    for doubling in doublings.unique().tolist():
+        members = (doublings == doubling).nonzero()[:, 0]
+        share = torch.linspace(0, 1, (steps << doubling) + 1, dtype=x0.dtype, device=x0.device)
+        times = share[:, None] * horizons[members].to(x0)
+        path = euler_maruyama(sde, x0[members], times, generator=_Noise(generator, len(members)))
+        states[members], targets[members] = path.end, -weight(sde, path)
+    return Examples(horizons.to(x0), states, targets)
 
 
 class Reference(nn.Module):
@@ -156,16 +166,16 @@ class Reference(nn.Module):
         centres = [t.log().mean() for t in examples.times.sort().values.tensor_split(knots)]
         return cls(torch.stack(centres), *torch.stack(rows).unbind(1))
 
-    def forward(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """m, v, β and A at times (N,), each of shape (N, d)."""
+    def forward(self, t: Tensor) -> Tensor:
+        """m, v, β and A at times (N,), shape (4, N, d)."""
         knots, u = self.log_times, t.log()
         if len(knots) == 1:
-            return tuple(self.table.expand(len(t), -1, -1).unbind(1))
+            return self.table.expand(len(t), -1, -1).movedim(1, 0)
         right = torch.searchsorted(knots, u.contiguous()).clamp(1, len(knots) - 1)
         left = right - 1
         share = ((u - knots[left]) / (knots[right] - knots[left])).clamp(0, 1)
         rows = torch.lerp(self.table[left], self.table[right], share[:, None, None])
-        return tuple(rows.unbind(1))
+        return rows.movedim(1, 0)
 
 
 class ScoreRegression(nn.Module):
@@ -212,18 +222,21 @@ class Perceptron(nn.Module):
         generator: of the initial weights.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self, d: int, *, width: int = 128, depth: int = 3, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.register_buffer("frequencies", 2.0 ** torch.arange(-3, 2))
         sizes = [d + 1 + 2 * 5, *[width] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.out = nn.Linear(width, d)
-        for layer in self.layers:
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        for layer in layers:
             bound = math.sqrt(3 / layer.in_features)
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
+        self.out = nn.Linear(width, d)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -281,7 +294,8 @@ def fit_score(
         losses.append(loss.detach())
         decay = min(ema, (1 + k) / (10 + k))
         with torch.no_grad():
-            torch._foreach_lerp_(average, list(model.network.parameters()), 1 - decay)
+            for mean, parameter in zip(average, model.network.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - decay)
     values = torch.stack(losses)
     if not bool(values.isfinite().all()):
         raise ValueError(
@@ -292,6 +306,17 @@ def fit_score(
         for parameter, mean in zip(model.network.parameters(), average, strict=True):
             parameter.copy_(mean)
     return values.tolist()
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Draws for all paths at once: training asks for many, and not for streams of their own."""
+
+    generator: torch.Generator
+    paths: int
+
+    def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.randn(self.paths, *event_shape, dtype=dtype, generator=self.generator)
 
 
 def _framed(examples: Examples, frame: Frame | None) -> Tensor:
