@@ -8,29 +8,17 @@ From draws x of μ_τ and log h_τ = log dμ_τ/dγ,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from spherediff.bounds.output import own_pace
 from spherediff.bounds.terms import Estimate
-from spherediff.denoise import Denoiser
-from spherediff.process import ConstantRate, OrnsteinUhlenbeck
+from spherediff.denoise import Denoiser, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
+from spherediff.streams import Randomness, open_source
 
-
-class Density(Protocol):
-    """A denoiser that knows its own density: Gaussian, mixture, or an archive's."""
-
-    process: OrnsteinUhlenbeck
-
-    def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """log h_t(x), shape (*batch,)."""
-        ...
-
-    def malliavin_gamma_score(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """D log h_t(x), shape of ``x``, t > 0."""
-        ...
+# Denoisers that know their own density.
+Density = GaussianDenoiser | MixtureDenoiser | EmpiricalDenoiser
 
 
 def log_derivative(density: Density, x: Tensor, t: float = 0.0) -> Tensor:
@@ -56,7 +44,7 @@ def fisher_information(density: Density, x: Tensor, t: float = 0.0) -> Estimate:
 
 
 def score_error(
-    denoiser: Denoiser, exact: Density, x0: Tensor, steps: int, *, generator: torch.Generator
+    denoiser: Denoiser, exact: Density, x0: Tensor, steps: int, *, generator: Randomness
 ) -> Estimate:
     """S = Σ_{k=1}^N h E‖s_θ − D log h_{kh}‖²_C(X_{kh}), the score term of the bound.
 
@@ -68,48 +56,51 @@ def score_error(
         generator: for the noise of X_{kh}.
 
     Raises:
-        TypeError: a process with another schedule than ``ConstantRate``.
+        TypeError: another process than ``OrnsteinUhlenbeck`` under ``ConstantRate``.
     """
-    field = exact.process.field
+    process, horizon = own_pace(exact.process)
+    source, x = open_source(generator, len(x0)), x0
     total = torch.zeros(len(x0), dtype=torch.float64)
-    for h, t, x in _grid(exact, x0, steps, generator):
+    for k in range(1, steps + 1):
+        t = k / steps
+        x = process.transition(x, (k - 1) / steps, t, generator=source)
         with torch.no_grad():
             error = denoiser.malliavin_gamma_score(x, t) - exact.malliavin_gamma_score(x, t)
-        total += h * field.inner(error, error).double().cpu()
+        total += horizon / steps * process.field.inner(error, error).double().cpu()
     return _mean(total)
 
 
-def path_entropy(exact: Density, x0: Tensor, steps: int, *, generator: torch.Generator) -> Estimate:
+def path_entropy(exact: Density, x0: Tensor, steps: int, *, generator: Randomness) -> Estimate:
     """KL of the reversed path from the path of ``FrozenScore`` with the exact score.
 
-    KL(μ|γ) − (2e^h − 2 − h) Σ_{k=1}^N I(μ_{kh}|γ); it lies between KL(μ | output) and the bound.
-    Arguments as in :func:`score_error`.
+    By Girsanov's theorem KL(μ_T|γ) + Σ_k ∫ E‖Z_s − Z_{kh}‖² ds, s from (k−1)h to kh, with
+    Z_s = D log h_s(X_s) on one forward path; the integral over s by three Gauss–Legendre nodes.
+    It lies between KL(μ | output) and the bound.  Arguments as in :func:`score_error`.
 
     Raises:
-        TypeError: a process with another schedule than ``ConstantRate``.
+        TypeError: another process than ``OrnsteinUhlenbeck`` under ``ConstantRate``.
     """
-    field = exact.process.field
-    total = exact.log_density_ratio(x0, 0.0).double().cpu()
-    for h, t, x in _grid(exact, x0, steps, generator):
-        D = exact.malliavin_gamma_score(x, t)
-        total = total - (2 * math.expm1(h) - h) * field.inner(D, D).double().cpu()
-    return _mean(total)
-
-
-def _grid(
-    exact: Density, x0: Tensor, steps: int, generator: torch.Generator
-) -> Iterator[tuple[float, float, Tensor]]:
-    """(h, t_k, X_{kh}) along one path of the forward process, k = 1 … N."""
-    schedule = exact.process.schedule
-    if not isinstance(schedule, ConstantRate):
-        raise TypeError(
-            "the bound speaks of steps that are even in the process's own time: expected the "
-            f"schedule ConstantRate(T), got {schedule!r}"
-        )
-    h, x = schedule.horizon / steps, x0
+    process, horizon = own_pace(exact.process)
+    source, x = open_source(generator, len(x0)), x0
+    total = torch.zeros(len(x0), dtype=torch.float64)
     for k in range(1, steps + 1):
-        x = exact.process.transition(x, (k - 1) / steps, k / steps, generator=generator)
-        yield h, k / steps, x
+        within, t = [], (k - 1) / steps
+        for node in _NODES:
+            s = (k - 1 + node) / steps
+            x = process.transition(x, t, s, generator=source)
+            within.append(exact.malliavin_gamma_score(x, s))
+            t = s
+        x = process.transition(x, t, k / steps, generator=source)
+        Z = exact.malliavin_gamma_score(x, k / steps)
+        for weight, Z_s in zip(_WEIGHTS, within, strict=True):
+            squared = process.field.inner(Z_s - Z, Z_s - Z).double().cpu()
+            total += weight * horizon / steps * squared
+    return _mean(total + exact.log_density_ratio(x, 1.0).double().cpu())
+
+
+# of the three-point Gauss–Legendre rule on [0, 1]
+_NODES = (0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15))
+_WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
 
 
 def _mean(values: Tensor) -> Estimate:

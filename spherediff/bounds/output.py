@@ -29,6 +29,22 @@ from spherediff.streams import NormalSource
 _ELEMENTS_AT_ONCE = 2**20
 
 
+def own_pace(process: object) -> tuple[OrnsteinUhlenbeck, float]:
+    """Greco's process and its horizon T, if it runs at its own pace.
+
+    Raises:
+        TypeError: another process than ``OrnsteinUhlenbeck`` under ``ConstantRate``.
+    """
+    schedule = getattr(process, "schedule", None)
+    if not (isinstance(process, OrnsteinUhlenbeck) and isinstance(schedule, ConstantRate)):
+        raise TypeError(
+            "the bound speaks of steps that are even in the own time of Greco's process: expected "
+            "OrnsteinUhlenbeck(field, ConstantRate(T)), got "
+            f"{type(process).__name__} under {schedule!r}"
+        )
+    return process, schedule.horizon
+
+
 class FrozenScore(Sampler):
     """The scheme of the theorem: the reverse SDE with the score held during each step.
 
@@ -45,7 +61,7 @@ class FrozenScore(Sampler):
 
     Raises:
         ValueError: fewer than two steps.
-        TypeError: another schedule than ``ConstantRate``.
+        TypeError: another process than ``OrnsteinUhlenbeck`` under ``ConstantRate``.
     """
 
     order = 1
@@ -53,13 +69,7 @@ class FrozenScore(Sampler):
 
     def __init__(self, denoiser: Denoiser, steps: int | None = None) -> None:
         super().__init__(denoiser, steps)
-        schedule = denoiser.process.schedule
-        if not isinstance(schedule, ConstantRate):
-            raise TypeError(
-                "the bound speaks of steps that are even in the process's own time: expected the "
-                f"schedule ConstantRate(T), got {schedule!r}"
-            )
-        self.horizon = schedule.horizon
+        _, self.horizon = own_pace(denoiser.process)
         self.step_size = self.horizon / self.steps
 
     @property
@@ -174,20 +184,31 @@ def _response(
     return mean[: len(excess)], variance[: len(excess)]
 
 
-def one_mode_entropy(sampler: FrozenScore, points: int = 2001, extent: float = 9.0) -> float:
-    """KL(data | output) in nats of a mixture in one coefficient (lmax = 0), by quadrature.
+def one_mode_entropy(
+    sampler: FrozenScore,
+    data: GaussianDenoiser | MixtureDenoiser | None = None,
+    points: int = 2001,
+    extent: float = 9.0,
+) -> float:
+    """KL(data | output) in nats for a law of one coefficient (lmax = 0), by quadrature.
 
     The density of the state is carried from step to step on an even grid over ±``extent`` standard
     deviations of the noise; the trapezoidal rule is spectrally accurate as long as the spacing
     stays well below √(1 − e^{−2h}).
 
+    Args:
+        sampler: over any denoiser.
+        data: the exact denoiser of the data; the sampler's own if not given.
+        points: of the grid.
+        extent: of the grid; beyond it there must be no mass.
+
     Raises:
         ValueError: more than one coefficient, or a grid too coarse for the step.
         TypeError: a denoiser without a density.
     """
-    denoiser, field = sampler.denoiser, sampler.process.field
-    if not isinstance(denoiser, MixtureDenoiser | GaussianDenoiser):
-        raise TypeError(f"expected a Gaussian or a mixture, got {type(denoiser).__name__}")
+    law, field = data or sampler.denoiser, sampler.process.field
+    if not isinstance(law, MixtureDenoiser | GaussianDenoiser):
+        raise TypeError(f"expected a Gaussian or a mixture, got {type(law).__name__}")
     if field.event_shape != (1,):
         raise ValueError(f"expected one coefficient, lmax = 0, got {field.event_shape}")
     spread = math.sqrt(-math.expm1(-2 * sampler.step_size))
@@ -205,7 +226,7 @@ def one_mode_entropy(sampler: FrozenScore, points: int = 2001, extent: float = 9
         centre = field.whiten(sampler.predicted(x, t))[:, 0]
         kernel = torch.exp(-0.5 * ((z[:, None] - centre) / spread).square())
         density = kernel @ density * width / (spread * math.sqrt(2 * math.pi))
-    data = gauss * denoiser.log_density_ratio(x, 0.0).exp()
-    inside = data > 1e-300
-    ratio = data[inside] / density[inside]
-    return float((data[inside] * ratio.log()).sum() * width)
+    wanted = gauss * law.log_density_ratio(x, 0.0).exp()
+    inside = wanted > 1e-300
+    ratio = wanted[inside] / density[inside]
+    return float((wanted[inside] * ratio.log()).sum() * width)
