@@ -1,11 +1,12 @@
 """Denoisers m(x, t) = E[X_0 | X_t = x] and the Malliavin–Gamma score.
 
-Let X_t = α X_0 + σ ε have the law h_t γ.  Mode by mode the score is a conditional expectation:
+Let X_t = α X_0 + σ ε, α and σ diagonal, have the law h_t γ.  Mode by mode the score is a
+conditional expectation:
 
-    ∂_i log p_t(x) = (α m_i − x_i)/σ_i²,
+    ∂_i log p_t(x) = (α_i m_i − x_i)/σ_i²,
     D log h_t(x) = C∇log p_t(x) + x = (e^{−τ} m − e^{−2τ} x)/(1 − e^{−2τ})   (in H_C),
 
-the second line being the Malliavin–Gamma score of Greco's process (arXiv 2505.13189).  So a model
+the last form being the Malliavin–Gamma score of Greco's process (arXiv 2505.13189).  So a model
 is a denoiser; this module has the exact ones and the learned one.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spherediff.chaos import ChaosDensity
 from spherediff.covariance import Covariance
 from spherediff.gaussian import check_coefficients
 from spherediff.process import ForwardProcess
@@ -41,8 +43,33 @@ class Denoiser:
         return (alpha * self(x, t) - x) / sigma.square()
 
     def malliavin_gamma_score(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """D log h_t(x) = C∇log p_t(x) + x, an element of H_C (arXiv 2505.13189), t > 0."""
+        """D log h_t(x) = C∇log p_t(x) + x, an element of H_C (arXiv 2505.13189), t > 0.
+
+        h_t is the density with respect to γ = N(0, C), the process's ``field``.
+        """
         return self.process.field.variance_per_coefficient * self.score(x, t) + x
+
+    def logarithmic_derivative(self, x: Tensor, t: Tensor | float, h: Tensor) -> Tensor:
+        """β_h(x) = ⟨h, ∇log p_t(x)⟩, for which E[∂_hφ(X_t)] = −E[φ(X_t) β_h(X_t)], t > 0.
+
+        It has a limit as lmax → ∞ for directions h in the Cameron–Martin space of the noise
+        (arXiv 2508.20316); :meth:`~spherediff.process.ForwardProcess.cameron_martin` tells which
+        are.
+
+        Args:
+            x: states, shape (*batch, *event_shape).
+            t: time.
+            h: direction, shape (*event_shape), or one for each state.
+
+        Returns:
+            Shape (*batch,).
+
+        Raises:
+            ValueError: a direction of another shape.
+        """
+        check_coefficients(self.process.field, h, "direction")
+        axes = tuple(range(-len(self.process.event_shape), 0))
+        return (h * self.score(x, t)).sum(axes)
 
 
 class GaussianDenoiser(Denoiser):
@@ -223,6 +250,71 @@ class EmpiricalDenoiser(Denoiser):
             m = kept.reshape(*kept.shape, *(1,) * events) * m + average
             log_total = updated
         return log_total, m
+
+
+class ChaosDenoiser(Denoiser):
+    """A finite-chaos law h_0γ, γ = N(0, C) and h_0 = 1 + Σ c_a H_a: exact and not Gaussian.
+
+    With V = α²C + σ² and the correlation ρ = α√(C/V) of X_0 and X_t under γ, Mehler's formula
+    gives the law of X_t as F_t N(0, V), and m from its score:
+
+        F_t(x) = 1 + Σ ρ^a c_a H_a(x/√V),    m = αC/V ⊙ x + σ²√C/V ⊙ ρ⁻¹∇_z F_t/F_t.
+
+    For Greco's process with noise γ, V = C and F_t = Σ e^{−|a|τ} c_a H_a.
+
+    Args:
+        process: the forward process; its noise need not be γ.
+        density: h_0 over γ.
+
+    Raises:
+        ValueError: the density's fields have another shape than those of the process.
+    """
+
+    def __init__(self, process: ForwardProcess, density: ChaosDensity) -> None:
+        if density.field.event_shape != process.event_shape:
+            raise ValueError(
+                f"expected a density of fields of shape {process.event_shape}, "
+                f"got {density.field.event_shape}"
+            )
+        self.process, self.density = process, density
+        variance = density.field.variance_per_coefficient
+        self.variance = variance.to(process.field.device, process.field.dtype)
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t)."""
+        alpha, sigma, total = self._marginal(x, t)
+        F = self.density.expansion
+        z, correlation = self._standardised(x, alpha, total)
+        slope = F.gradient(z, correlation) / F.value(z, correlation)[..., None]
+        m = (alpha * self.variance / total * x).flatten(-self._events)
+        pull = (sigma.square() * self.variance.sqrt() / total).expand_as(x).flatten(-self._events)
+        m[..., F.modes] += pull[..., F.modes] * slope.to(x)
+        return m.reshape(x.shape)
+
+    def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log h_t(x) = log F_t + log dN(0, V)/dN(0, C')(x), C' that of the process's ``field``."""
+        alpha, _, total = self._marginal(x, t)
+        reference = self.process.field.variance_per_coefficient
+        gaussian = x.square() / reference - x.square() / total + (reference / total).log()
+        axes = tuple(range(-self._events, 0))
+        factor = self.density.expansion.value(*self._standardised(x, alpha, total))
+        return factor.log().to(x) + 0.5 * gaussian.sum(axes)
+
+    def _marginal(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        check_coefficients(self.process.field, x, "denoiser")
+        alpha, sigma = self.process.marginal(t)
+        return alpha, sigma, alpha.square() * self.variance + sigma.square()
+
+    def _standardised(self, x: Tensor, alpha: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """x/√V and ρ at the modes of the density, float64."""
+        modes = self.density.expansion.modes
+        correlation = (alpha * (self.variance / total).sqrt()).expand_as(x)
+        z, r = ((v.flatten(-self._events))[..., modes] for v in (x / total.sqrt(), correlation))
+        return z.double(), r.double()
+
+    @property
+    def _events(self) -> int:
+        return len(self.process.event_shape)
 
 
 class NeuralDenoiser(torch.nn.Module, Denoiser):

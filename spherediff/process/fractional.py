@@ -18,6 +18,7 @@ same law at every time, and this is the process that samplers in terms of α and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -59,7 +60,7 @@ def fractional_variance(rates: Tensor, tau: Tensor, hurst: float) -> Tensor:
     bracket = np.where(
         x >= 0,
         falling + np.exp(-2 * size) * rising,
-        rising + np.exp(2 * np.minimum(size, _LARGE)) * falling,
+        rising + np.exp(2 * np.maximum(-x, 0)) * falling,
     )
     return torch.from_numpy(0.5 * time**a * bracket).to(tau.device)
 
@@ -153,8 +154,7 @@ def fractional_noise(
     r = 0.5 * step**power * ((lag + 1) ** power - 2 * lag**power + (lag - 1).abs() ** power)
     row = torch.cat([r, r[1:-1].flip(0)])
     eigenvalues = torch.fft.fft(row).real.clamp(min=0)
-    shape = torch.Size(shape)
-    white = open_source(generator, shape.numel()).normal((2, len(row)), torch.float64)
+    white = open_source(generator, math.prod(shape)).normal((2, len(row)), torch.float64)
     spectral = (eigenvalues / len(row)).sqrt() * torch.complex(white[:, 0], white[:, 1])
     return torch.fft.fft(spectral).real[:, :steps].reshape(*shape, steps)
 
