@@ -146,8 +146,9 @@ def _packed_band_limit(size: int) -> int:
 
 # The work goes by blocks, so that indices and temporaries stay small beside a large field, and
 # by groups of rows: many short rows at once are several times faster than one by one, while
-# long rows are best taken singly and as vectors.
-_BLOCK = 2**20
+# long rows are best taken singly and as vectors.  The indices of all
+# blocks are kept up to lmax 1024.
+_BLOCK = 2**16
 
 
 def _pack(a: Tensor, scale: float) -> Tensor:
@@ -208,7 +209,7 @@ def _blocks(starts: list[int]) -> list[tuple[int, int]]:
 
 
 def _row_groups(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = _BLOCK // 4 // source.shape[-1]
+    size = 4 * _BLOCK // source.shape[-1]
     if size <= 1:
         return zip(source, target, strict=True)
     return zip(source.split(size), target.split(size), strict=True)
@@ -220,7 +221,7 @@ def _zonal_index(lmax: int, device: torch.device) -> Tensor:
     return ell * (ell + 1)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=16)
 def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flat indices of (ℓ, m) and (ℓ, −m) for first ≤ m < last, m-major."""
     orders = torch.arange(first, last, dtype=torch.int32, device=device)
@@ -233,7 +234,7 @@ def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple
     return positive, negative
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=24)
 def _unpack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Place of (ℓ, m), first ≤ ℓ < last, among packed real parts, and its sign there."""
     ell = torch.arange(first, last, dtype=torch.int32, device=device)
