@@ -1,5 +1,7 @@
 """Malliavin calculus of nonlinear SDEs: paths, their variations, and Skorokhod weights."""
 
+from spherediff.malliavin.conditional import conditional_expectation as conditional_expectation
+from spherediff.malliavin.linear import LinearSDE as LinearSDE
 from spherediff.malliavin.sde import SDE as SDE
 from spherediff.malliavin.sde import Path as Path
 from spherediff.malliavin.sde import euler_maruyama as euler_maruyama

@@ -49,15 +49,12 @@ class SDE:
             raise TypeError("expected drift(t, x), a function of two arguments")
         self._drift = drift
         if not callable(diffusion):
-            self._constant = torch.as_tensor(diffusion)
-            self.additive = True
-            self._diffusion = lambda t, x: self._constant.to(x)  # noqa: ARG005
-            return
+            diffusion = _constant(diffusion)
         arity = _arity(diffusion, "diffusion")
         if arity not in (1, 2):
             raise TypeError(f"expected diffusion(t, x) or diffusion(t), got {arity} arguments")
         self.additive = arity == 1
-        self._diffusion = diffusion if arity == 2 else lambda t, x: diffusion(t)  # noqa: ARG005
+        self._diffusion: Callable[..., Tensor] = diffusion
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:
         """b at times (N,) and states (N, d), shape (N, d)."""
@@ -69,14 +66,14 @@ class SDE:
 
     def matrix(self, t: Tensor, x: Tensor) -> Tensor:
         """The matrix σ at one time () and one state (d,), shape (d, m)."""
-        sigma = self._diffusion(t, x)
+        sigma = self._sigma(t, x)
         if sigma.ndim == 0:
             return sigma * torch.eye(len(x), dtype=x.dtype, device=x.device)
         return torch.diag(sigma) if sigma.ndim == 1 else sigma
 
     def step(self, t: Tensor, h: Tensor, x: Tensor, dB: Tensor) -> Tensor:
         """One Euler–Maruyama step of one state: x + b h + σ ΔB, shape (d,)."""
-        sigma = self._diffusion(t, x)
+        sigma = self._sigma(t, x)
         noise = sigma @ dB if sigma.ndim == 2 else sigma * dB
         return x + self._drift(t, x) * h + noise
 
@@ -87,7 +84,7 @@ class SDE:
             ValueError: the coefficients do not have the shapes that they should.
         """
         d = x.shape[-1]
-        drift, sigma = self._drift(t, x), self._diffusion(t, x)
+        drift, sigma = self._drift(t, x), self._sigma(t, x)
         if drift.shape != (d,):
             raise ValueError(f"expected a drift of shape ({d},), got {tuple(drift.shape)}")
         if sigma.ndim > 2 or (sigma.ndim > 0 and len(sigma) != d):
@@ -95,6 +92,10 @@ class SDE:
                 f"expected a diffusion of shape (), ({d},) or ({d}, m), got {tuple(sigma.shape)}"
             )
         return sigma.shape[1] if sigma.ndim == 2 else d
+
+    def _sigma(self, t: Tensor, x: Tensor) -> Tensor:
+        """σ in the shape in which it was given."""
+        return self._diffusion(t) if self.additive else self._diffusion(t, x)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Path:
     def split(self, size: int) -> list[Path]:
         """The same paths in parts of at most ``size``."""
         parts = (part.split(size, dim=1) for part in (self.times, self.states, self.increments))
-        return [Path(*part, self.scheme) for part in zip(*parts, strict=True)]
+        return [Path(t, x, dB, self.scheme) for t, x, dB in zip(*parts, strict=True)]
 
 
 def euler_maruyama(sde: SDE, x0: Tensor, times: Tensor, *, generator: Randomness) -> Path:
@@ -169,7 +170,7 @@ def _simulate(
     steps = times.diff(dim=0)
     white = open_source(generator, count).normal((n * m,), x0.dtype).to(x0.device)
     increments = white.view(count, n, m).movedim(0, 1) * steps.sqrt()[..., None]
-    advance = vmap(sde.step) if scheme == "euler-maruyama" else _milstein_step(sde)
+    advance: Callable[..., Tensor] = _milstein_step(sde) if scheme == "milstein" else vmap(sde.step)
     states = [x0]
     for t, h, dB in zip(times[:-1], steps, increments, strict=True):
         states.append(advance(t, h, states[-1], dB))
@@ -178,7 +179,7 @@ def _simulate(
     return path
 
 
-def _milstein_step(sde: SDE) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _milstein_step(sde: SDE) -> Callable[..., Tensor]:
     if sde.additive:
         return vmap(sde.step)
 
@@ -228,6 +229,13 @@ def _require_finite(path: Path) -> None:
         f" the first at t = {float(path.times[step, which]):.4g} (path {which}, step {step});"
         " take smaller steps, or coefficients that grow less"
     )
+
+
+def _constant(value: Tensor | float) -> Callable[[Tensor], Tensor]:
+    def constant(t: Tensor) -> Tensor:
+        return torch.as_tensor(value).to(t)
+
+    return constant
 
 
 def _arity(function: Callable[..., Tensor], name: str) -> int:

@@ -112,7 +112,7 @@ def estimated_weight(
         """∂²Φ[p, p]."""
         return jvp(lambda xi: jvp(phi, (xi,), (p,))[1], (xi,), (p,))[1]
 
-    _, back = vjp(phi, xi)
+    back = vjp(phi, xi)[1]
 
     def transpose(y: Tensor) -> Tensor:
         """Jᵀ y."""

@@ -10,7 +10,8 @@ and Z, V_s = Y_s⁻¹σ(s, X_s), C = ∫V_sV_sᵀ ds and F = C⁻¹Y_T⁻¹, the
 For a = V^l_s, G = Y_s⁻¹(Z_s[·, a] − ∂σ_l Y_s) and r ≥ s,
 
     D^l_s V_r = M_r a + G V_r,   M_r a = Y_r⁻¹∂σ(X_r)[Y_r a] − Y_r⁻¹Z_r[·, a]V_r,
-    D^l_s C = P_s a + (P_s a)ᵀ + G Q_s + Q_s Gᵀ,   P_s a = ∫_s^T (M_r a)V_rᵀ dr,   Q_s = ∫_s^T V_rV_rᵀ dr,
+    P_s a = ∫_s^T (M_r a)V_rᵀ dr,   Q_s = ∫_s^T V_rV_rᵀ dr,
+    D^l_s C = P_s a + (P_s a)ᵀ + G Q_s + Q_s Gᵀ,
     D^l_s Y_T = Z_T[·, a] − Y_T G,   D^l_s F = −C⁻¹(D^l_s C)F − F(D^l_s Y_T)Y_T⁻¹,
 
 so that all integrals over r are reverse cumulative sums.
@@ -33,7 +34,6 @@ each direction J_a giving δx_n = N_n e_a.  No Y is inverted, and the cost is li
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,7 +168,7 @@ def _second(Y: Tensor, Z: Tensor, inverse: Tensor, G: Tensor, V: Tensor, F: Tens
 
 
 def _divergence(path: Path, adapted: Tensor, F: Tensor, DF: Tensor) -> Tensor:
-    """δ(A_s F_k) = F_k·∫A_sᵀdB_s − Σ_l ∫(D^l_sF_k)·A^l_s ds for adapted A, shape (s, path, l, i)."""
+    """F_k·∫A_sᵀdB_s − Σ_l ∫(D^l_sF_k)·A^l_s ds for an adapted A of shape (s, path, l, i)."""
     ito = torch.einsum("pik,spli,spl->pk", F, adapted, path.increments)
     return ito - torch.einsum("sp,splik,spli->pk", path.steps, DF, adapted)
 
@@ -240,18 +240,8 @@ def require_regular(covariance: Tensor, name: str = "the Malliavin covariance") 
     )
 
 
-class _Size(NamedTuple):
-    steps: int
-    d: int
-    m: int
-
-    @property
-    def numbers(self) -> int:
-        """Numbers of one path in the largest arrays of the weights."""
-        return self.steps * self.d**2 * (self.d + self.m)
-
-
 def _by_parts(function: Callable[[SDE, Path], Tensor], sde: SDE, path: Path) -> Tensor:
     n, _, m = path.increments.shape
-    size = _LARGEST_PART // _Size(n, path.end.shape[-1], m).numbers
-    return torch.cat([function(sde, part) for part in path.split(max(1, size))])
+    d = path.end.shape[-1]
+    numbers = n * d**2 * (d + m)  # of one path in the largest arrays
+    return torch.cat([function(sde, part) for part in path.split(max(1, _LARGEST_PART // numbers))])
