@@ -44,10 +44,12 @@ class Clocked(NamedTuple):
     Attributes:
         sde: the equation on the clock.
         clock: readings at the times asked for, float64, shape (steps + 1,).
+        sigma: its diffusion on each step, float64, shape (steps,).
     """
 
     sde: SDE
     clock: Tensor
+    sigma: Tensor
 
 
 class Draws(NamedTuple):
@@ -110,6 +112,10 @@ class Phi4:
         force = self.quartic * self.grid.adjoint(cubic, self.field.lmax) - self.quadratic * x
         return self._color(force)
 
+    def curvature(self, z: Tensor) -> Curvature:
+        """∇²U and ∂³U at states (N, n)."""
+        return Curvature(self, self.grid.synthesis(self._color(z)))
+
     def score(self, z: Tensor) -> Tensor:
         """−∇U(z), the score of μ, shape of ``z``."""
         return -z - self.gradient(z)
@@ -140,7 +146,7 @@ class Phi4:
             latest = within & ~torch.cat([within[1:], torch.zeros_like(within[:1])])
             return (latest * strength.to(t)).sum()
 
-        return Clocked(SDE(lambda t, z: self.score(z), diffusion), clock)  # noqa: ARG005
+        return Clocked(SDE(lambda t, z: self.score(z), diffusion), clock, strength)  # noqa: ARG005
 
     @torch.no_grad()
     def sample(
@@ -152,10 +158,11 @@ class Phi4:
         step: float = 0.2,
         progress: bool = False,
     ) -> Draws:
-        """Draw from μ by independent Metropolis-corrected chains started from γ.
+        """Draw from μ by independent Metropolis-corrected chains started from zero.
 
         V is even, so each step ends by changing the sign of the field or not, at random: the two
-        phases of a double well are visited as often.
+        phases of a double well are visited as often.  Every fourth step is an eighth as long, for
+        states so far out that V rejects all longer ones.
 
         Args:
             chains: number of chains, of which the last states are kept.
@@ -171,14 +178,15 @@ class Phi4:
             raise ValueError(f"expected 0 < step ≤ 1 and steps ≥ 1, got {step} and {steps}")
         noise = open_source(generator, chains)
         shape, dtype, device = self.field.event_shape, self.field.dtype, self.field.device
-        z = noise.normal(shape, dtype).to(device)
+        z = torch.zeros(chains, *shape, dtype=dtype, device=device)
         V, dV = self.potential(z), self.gradient(z)
         trace, accepted = [V], 0.0
-        for _ in tqdm(range(steps), desc="Metropolis", disable=not progress):
+        for k in tqdm(range(steps), desc="Metropolis", disable=not progress):
+            h = step if k % 4 else step / 8
             white = noise.normal(shape, dtype).to(device)
-            new = (1 - step) * z - step * dV + math.sqrt(step * (2 - step)) * white
-            new_V, new_dV = self.potential(new), self.gradient(new)
-            log_ratio = _log_ratio(z, V, dV, new, new_V, new_dV, step)
+            new = (1 - h) * z - h * dV + math.sqrt(h * (2 - h)) * white
+            new_V, new_dV = self._potential_and_gradient(new)
+            log_ratio = _log_ratio(z, V, dV, new, new_V, new_dV, h)
             accept = log_ratio > _uniform(noise, dtype).to(device).log()
             z = torch.where(accept[:, None], new, z)
             V = torch.where(accept, new_V, V)
@@ -189,8 +197,46 @@ class Phi4:
             accepted += float(accept.double().mean()) / steps
         return Draws(z, accepted, torch.stack(trace))
 
+    def _potential_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """V and C^{1/2}∇V for the price of the second."""
+        x = self._color(z)
+        values = self.grid.synthesis(x)
+        cubic = self._area.to(z) * values * values * values
+        quadratic = self.quadratic * x
+        force = self.quartic * self.grid.adjoint(cubic, self.field.lmax) - quadratic
+        V = self.quartic / 4 * (cubic * values).sum((-2, -1)) - 0.5 * (quadratic * x).sum(-1)
+        return V, self._color(force)
+
+    def _project(self, values: Tensor) -> Tensor:
+        """C^{1/2} times the coefficients of a field given on the grid."""
+        return self._color(self.grid.adjoint(self._area.to(values) * values, self.field.lmax))
+
     def _color(self, z: Tensor) -> Tensor:
         return z * self.field.std_per_coefficient.to(z)
+
+
+class Curvature:
+    """Second and third derivatives of U at fixed states, two transforms each.
+
+    Args:
+        phi4: the measure.
+        values: φ on its grid at the states, shape (N, *grid.shape).
+    """
+
+    def __init__(self, phi4: Phi4, values: Tensor) -> None:
+        self._phi4, self._values = phi4, values
+        self._curve = 3 * phi4.quartic * values.square()
+
+    def second(self, u: Tensor) -> Tensor:
+        """∇²U u = u + C^{1/2}(3gφ² − r)C^{1/2}u, shape (N, n)."""
+        x = self._phi4._color(u)
+        curved = self._phi4._project(self._curve * self._phi4.grid.synthesis(x))
+        return u + curved - self._phi4.quadratic * self._phi4._color(x)
+
+    def third(self, u: Tensor, v: Tensor) -> Tensor:
+        """∂³U[u, v] = 6g C^{1/2}(φ · C^{1/2}u · C^{1/2}v), shape (N, n)."""
+        a, b = (self._phi4.grid.synthesis(self._phi4._color(one)) for one in (u, v))
+        return self._phi4._project(6 * self._phi4.quartic * self._values * a * b)
 
 
 def _log_ratio(
