@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,26 +18,36 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
+    from spherediff.gaussian import GaussianField
+    from spherediff.spectra import Spectrum
+
 
 @dataclass(frozen=True)
 class Info:
     """Say what an archive or a model holds.
 
     Of an archive: variables, units, grid, samples, time span, and for each variable the
-    Whittle–Matérn spectrum that fits its anomalies best, with standard errors, and whether the
-    noise of that spectrum suits them: the Feldman–Hájek sums Σ_{ℓ≤L}(2ℓ+1)(S_ℓ/C_ℓ − 1)² of the
-    archive's spectrum S against the fitted C.  If these level off as L grows the two Gaussian laws
-    are equivalent; if they keep growing the laws are singular to one another.
+    Whittle–Matérn spectrum that fits its anomalies best, with standard errors, and whether a noise
+    suits them, degree by degree, with S_ℓ the archive's spectrum and C_ℓ that of the noise: the
+    Feldman–Hájek sums Σ_{ℓ≤L}(2ℓ+1)(S_ℓ/C_ℓ − 1)², the KL divergence of the archive from the noise,
+    and its Fisher information I.  If they level off as L grows the two Gaussian laws are
+    equivalent; if they keep growing the laws are singular to one another.  KL and I say how far to
+    run the diffusion and in how many steps.
 
     For example:
       spherediff info navy-winds --climatology monthly
-      spherediff info daily.nc --variables pr --lmax 47
+      spherediff info navy-winds --climatology monthly --noise white --kl 0.01
+      spherediff info daily.nc --variables pr --lmax 47 --noise 1.5:0.8:0.2
       spherediff info winds-model
 
     Attributes:
         path: files, a bundled archive (navy-winds), or a model's folder.
         lmax: band limit of the spectra; by default the highest that the grid supports.
         climatology: removed before the spectra: none, constant, monthly, or harmonics:K.
+        noise: the one to judge: fit (the best Whittle–Matérn spectrum), white (independent
+            pixels of the archive's variance), or a Whittle–Matérn spectrum as σ:ν:ρ, standard
+            deviation, smoothness and correlation length in radians.
+        kl: how close samples are to come to the archive, as a KL divergence in nats.
     """
 
     path: Annotated[
@@ -43,6 +55,8 @@ class Info:
     ]
     lmax: int | None = None
     climatology: str = "constant"
+    noise: str = "fit"
+    kl: float = 0.1
     options: Annotated[ArchiveOptions, arg(name="")] = ArchiveOptions()
 
     def run(self, invocation: Invocation) -> None:
@@ -60,6 +74,9 @@ class Info:
         from spherediff.data import Encoder, grid_of, sample_dimension
 
         climatology = parse_climatology(self.climatology)
+        given = _parse_noise(self.noise)
+        if not (math.isfinite(self.kl) and self.kl > 0):
+            raise ValueError(f"--kl must be a number of nats above zero, got {self.kl:g}")
         ds = self.options.open(self.path)
         grid = grid_of(ds)
         lmax = grid.max_lmax if self.lmax is None else self.lmax
@@ -78,7 +95,73 @@ class Info:
             say(f"\n{name}, degrees 1 to {lmax}, {removed}")
             say(f"  standard deviation   {float(encoder.scale[c]):.4g} {units}")
             say(f"  variance beyond lmax {100 * float(encoder.truncated[c]):.2g} %")
-            _describe_noise(x[:, c], units)
+            self._describe_noise(x[:, c], units, given)
+
+    def _describe_noise(self, x: Tensor, units: str, given: Spectrum | None) -> None:
+        """Fitted spectrum of mean-free anomalies (samples, n), and how the noise suits them."""
+        import spherediff as sd
+        from spherediff import harmonics
+
+        lmax = harmonics.band_limit(x.shape[-1])
+        if lmax < 4:
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit = sd.WhittleMatern.fit(x)
+        names = {
+            "std": ("standard deviation σ", units),
+            "smoothness": ("smoothness ν", ""),
+            "correlation_length": ("correlation length ρ", "radians"),
+        }
+        say("  fitted Whittle–Matérn noise")
+        for key, (label, unit) in names.items():
+            value, error = getattr(fit.spectrum, key), fit.standard_errors[key]
+            say(f"    {label:<21} {value:.4g} ± {error:.2g} {unit}".rstrip())
+        for one in caught if self.noise == "fit" else ():
+            say(f"  note: {one.message}")
+        spectrum = harmonics.degree_spectrum(x).mean(0)
+        if self.noise == "white":
+            given = sd.Tabulated(x[:, 1:].square().mean().expand(lmax + 1))
+        noise = sd.GaussianField(given or fit.spectrum, lmax)
+        # the anomalies have no mean over the sphere to speak of: degree 0 is left out
+        spectrum[0] = noise.degree_variance[0]
+        if not (spectrum > 0).all():
+            say("  the archive has degrees without variance: any noise is singular to it")
+            return
+        data = sd.GaussianField(sd.Tabulated(spectrum), lmax)
+        self._describe_bound(noise, data, len(x))
+
+    def _describe_bound(self, noise: GaussianField, data: GaussianField, samples: int) -> None:
+        """Sums over the degrees, and what the entropic bound asks for."""
+        from spherediff.bounds import GaussianTarget, plan
+
+        target, lmax = GaussianTarget(noise, data), noise.lmax
+        entropy, fisher = target.relative_entropy(), target.fisher_information()
+        degrees = sorted({lmax, *(2**k for k in range(1, lmax.bit_length()))})
+        say(f"  the archive against {_NOISES.get(self.noise, f'noise {self.noise}')}")
+        rows = (
+            ("up to degree L", [str(L) for L in degrees]),
+            ("Feldman–Hájek sum", _numbers(noise.equivalence(data)[degrees])),
+            ("  by chance alone", _numbers(2 / samples * L for L in degrees)),
+            ("KL in nats", _numbers(entropy.cumsum(0)[degrees])),
+            ("Fisher information", _numbers(fisher.cumsum(0)[degrees])),
+            ("  of this octave", _numbers(fisher.cumsum(0)[degrees].diff(prepend=fisher[:1]))),
+        )
+        for name, cells in rows:
+            say(f"    {name:<19}" + "".join(f"{cell:>9}" for cell in cells))
+        K, information = float(entropy.sum()), float(fisher.sum())
+        asked = plan(self.kl, K, information)
+        if asked.steps == 0:
+            say(f"  the noise itself is within {self.kl:g} nats of the archive's Gaussian part")
+            return
+        say(
+            f"  for {self.kl:g} nats the bound asks for T = {asked.horizon:.2f} and"
+            f" {asked.steps:,} steps"
+        )
+        say("  what is not Gaussian in the archive, or not isotropic, comes on top")
+
+
+_NOISES = {"fit": "the fitted noise", "white": "white noise of its variance"}
 
 
 def _times(ds: xr.Dataset) -> str:
@@ -88,37 +171,24 @@ def _times(ds: xr.Dataset) -> str:
     return f", {str(values.min())[:10]} to {str(values.max())[:10]}"
 
 
-def _describe_noise(x: Tensor, units: str) -> None:
-    """Fitted spectrum and Feldman–Hájek sums of mean-free anomalies (samples, n)."""
-    import spherediff as sd
-    from spherediff import harmonics
+def _numbers(values: Iterable[float] | Tensor) -> list[str]:
+    return [f"{float(value):.3g}" for value in values]
 
-    lmax = harmonics.band_limit(x.shape[-1])
-    if lmax < 4:
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit = sd.WhittleMatern.fit(x)
-    names = {
-        "std": ("standard deviation σ", units),
-        "smoothness": ("smoothness ν", ""),
-        "correlation_length": ("correlation length ρ", "radians"),
-    }
-    say("  fitted Whittle–Matérn noise")
-    for key, (label, unit) in names.items():
-        value, error = getattr(fit.spectrum, key), fit.standard_errors[key]
-        say(f"    {label:<21} {value:.4g} ± {error:.2g} {unit}".rstrip())
-    spectrum = harmonics.degree_spectrum(x).mean(0)
-    spectrum[0] = fit.spectrum(harmonics.degrees(0))[0]
-    data = sd.GaussianField(sd.Tabulated(spectrum), lmax)
-    noise = sd.GaussianField(fit.spectrum, lmax)
-    sums = noise.equivalence(data)
-    degrees = sorted({lmax, *(2**k for k in range(1, lmax.bit_length()))})
-    say("  Feldman–Hájek sums of the archive against this noise, up to degree L")
-    say("    L   " + "".join(f"{L:>10}" for L in degrees))
-    say("    sum " + "".join(f"{float(sums[L]):>10.3g}" for L in degrees))
-    for one in caught:
-        say(f"  note: {one.message}")
+
+def _parse_noise(text: str) -> Spectrum | None:
+    """The spectrum of --noise σ:ν:ρ; none for one that depends on the archive."""
+    import spherediff as sd
+
+    if text in _NOISES:
+        return None
+    try:
+        std, smoothness, length = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(
+            f"unknown noise {text!r}: expected fit, white, or a Whittle–Matérn spectrum as"
+            " STD:SMOOTHNESS:LENGTH, such as 1.5:0.8:0.2"
+        ) from None
+    return sd.WhittleMatern(std, smoothness, length)
 
 
 def _describe_model(folder: Path) -> None:
