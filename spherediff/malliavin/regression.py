@@ -12,9 +12,10 @@ a reference r and a scale A:
 
 with c > 0 a diagonal frame (the diffusion coefficient, where it depends on the state).  All are
 read off a pilot simulation, coordinate by coordinate: m_t and v_t are the mean and standard
-deviation of X_t, r = β_t z is the linear least-squares fit of the target, and A_t the standard
-deviation of what it leaves.  For c = 1, integration by parts gives β_t = −1/v_t whatever the law:
-r is the score of the Gaussian with the moments of X_t, and F = 0 the Gaussian approximation.
+deviation of X_t, r = β_t z/c the least-squares fit of the target (so that c² s, the reversed
+drift, is linear in x), and A_t the standard deviation of what it leaves.  Integration by parts,
+E[z ∂ log p_t] = −1/v_t, gives β_t = −1/(v_t E[(z/c)²]) whatever the law and without noise.  For
+c = 1, r is the score of the Gaussian with the moments of X_t, and F = 0 that approximation.
 The target of F has mean 0 and variance 1 at every t.  This is the preconditioning of Karras et al.
 (2022, arXiv 2206.00364, Table 1) with its constants measured in place of derived, so that it holds
 for every process.
@@ -112,6 +113,10 @@ def score_targets(
     return Examples(horizons.to(x0), states, targets)
 
 
+def _no_frame(x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.ones_like(x)
+
+
 class Reference(nn.Module):
     """The functions m, v, β and A of time, linear in log t between knots and constant beyond.
 
@@ -139,7 +144,7 @@ class Reference(nn.Module):
         return cls(torch.zeros(1), zero, one, zero, one)
 
     @classmethod
-    def fit(cls, examples: Examples, *, frame: Frame | None = None, knots: int = 24) -> Reference:
+    def fit(cls, examples: Examples, *, frame: Frame = _no_frame, knots: int = 24) -> Reference:
         """Moments of a pilot simulation in ``knots`` classes of equally many times.
 
         Args:
@@ -152,16 +157,17 @@ class Reference(nn.Module):
         """
         if len(examples) < 20 * knots:
             raise ValueError(f"expected {20 * knots} examples or more, got {len(examples)}")
-        targets = _framed(examples, frame)
-        if not bool(targets.isfinite().all()):
+        if not bool(examples.targets.isfinite().all()):
             raise ValueError("the targets of the pilot simulation are not all finite")
         rows = []
         for members in examples.times.argsort().tensor_split(knots):
-            x, y = examples.states[members], targets[members]
+            part = examples[members]
+            x, targets = part.states, part.targets
+            c = frame(x, part.times)
             std, mean = torch.std_mean(x, 0)
             z = (x - mean) / std
-            slope = -1 / std if frame is None else (z * y).mean(0)
-            scale = (y - slope * z).square().mean(0).sqrt()
+            slope = -1 / (std * (z / c).square().mean(0))
+            scale = (c * targets - slope * z / c).square().mean(0).sqrt()
             rows.append(torch.stack([mean, std, slope, scale]))
         centres = [t.log().mean() for t in examples.times.sort().values.tensor_split(knots)]
         return cls(torch.stack(centres), *torch.stack(rows).unbind(1))
@@ -179,7 +185,7 @@ class Reference(nn.Module):
 
 
 class ScoreRegression(nn.Module):
-    """s(x, t) = c(x, t)⁻¹(β_t z + A_t F(z, log t)), z = (x − m_t)/v_t.
+    """s(x, t) = β_t z/c² + A_t F(z, log t)/c, z = (x − m_t)/v_t.
 
     Args:
         network: F, of z (N, d) and log t (N,), shape (N, d).
@@ -187,9 +193,7 @@ class ScoreRegression(nn.Module):
         frame: c(x, t) > 0 of states (N, d) and times (N,), shape (N, d); by default 1.
     """
 
-    def __init__(
-        self, network: nn.Module, reference: Reference, frame: Frame | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, reference: Reference, frame: Frame = _no_frame) -> None:
         super().__init__()
         self.network = network
         self.reference = reference
@@ -198,16 +202,16 @@ class ScoreRegression(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at states (N, d) and times (N,), shape (N, d)."""
         mean, std, slope, scale = self.reference(t)
-        z = (x - mean) / std
-        framed = slope * z + scale * self.network(z, t.log())
-        return framed if self.frame is None else framed / self.frame(x, t)
+        z, c = (x - mean) / std, self.frame(x, t)
+        return (slope * z / c + scale * self.network(z, t.log())) / c
 
     def loss(self, examples: Examples) -> Tensor:
-        """E‖F − A⁻¹(−c δ − β z)‖²/d."""
-        mean, std, slope, scale = self.reference(examples.times)
-        z = (examples.states - mean) / std
-        target = (_framed(examples, self.frame) - slope * z) / scale
-        return (self.network(z, examples.times.log()) - target).square().mean()
+        """E‖F − A⁻¹(−c δ − β z/c)‖²/d."""
+        x, t = examples.states, examples.times
+        mean, std, slope, scale = self.reference(t)
+        z, c = (x - mean) / std, self.frame(x, t)
+        target = (c * examples.targets - slope * z / c) / scale
+        return (self.network(z, t.log()) - target).square().mean()
 
 
 class Perceptron(nn.Module):
@@ -317,13 +321,6 @@ class _Noise:
 
     def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.randn(self.paths, *event_shape, dtype=dtype, generator=self.generator)
-
-
-def _framed(examples: Examples, frame: Frame | None) -> Tensor:
-    """−c δ."""
-    if frame is None:
-        return examples.targets
-    return frame(examples.states, examples.times) * examples.targets
 
 
 def _minibatches(examples: Examples, generator: torch.Generator) -> Callable[[int], Examples]:
