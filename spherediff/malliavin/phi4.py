@@ -35,7 +35,9 @@ from tqdm.auto import tqdm
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.malliavin.sde import SDE
-from spherediff.streams import NormalSource, Randomness, open_source
+from spherediff.streams import Randomness, open_source
+
+_AHEAD = 16  # steps whose noise is drawn at once: a draw of a stream has a price of its own
 
 
 class Clocked(NamedTuple):
@@ -181,17 +183,21 @@ class Phi4:
         z = torch.zeros(chains, *shape, dtype=dtype, device=device)
         V, dV = self.potential(z), self.gradient(z)
         trace, accepted = [V], 0.0
+        ahead = z
         for k in tqdm(range(steps), desc="Metropolis", disable=not progress):
             h = step if k % 4 else step / 8
-            white = noise.normal(shape, dtype).to(device)
+            if k % _AHEAD == 0:
+                ahead = noise.normal((_AHEAD * (shape[0] + 2),), dtype).to(device)
+                ahead = ahead.view(chains, _AHEAD, -1)
+            white, coins = ahead[:, k % _AHEAD, :-2], ahead[:, k % _AHEAD, -2:]
             new = (1 - h) * z - h * dV + math.sqrt(h * (2 - h)) * white
             new_V, new_dV = self._potential_and_gradient(new)
             log_ratio = _log_ratio(z, V, dV, new, new_V, new_dV, h)
-            accept = log_ratio > _uniform(noise, dtype).to(device).log()
+            accept = log_ratio > torch.special.log_ndtr(coins[:, 0])
             z = torch.where(accept[:, None], new, z)
             V = torch.where(accept, new_V, V)
             dV = torch.where(accept[:, None], new_dV, dV)
-            sign = noise.normal((1,), dtype).sign().to(device)
+            sign = coins[:, 1:].sign()
             z, dV = sign * z, sign * dV
             trace.append(V)
             accepted += float(accept.double().mean()) / steps
@@ -253,11 +259,6 @@ def _log_ratio(
         return -(moved + 0.5 * h * slope.square().sum(-1)) / (2 - h)
 
     return V - new_V + forward(new, new_dV, z) - forward(z, dV, new)
-
-
-def _uniform(noise: NormalSource, dtype: torch.dtype) -> Tensor:
-    """A uniform number of every stream, shape (samples,)."""
-    return torch.special.ndtr(noise.normal((1,), dtype))[:, 0]
 
 
 def effective_sample_size(trace: Tensor) -> float:
