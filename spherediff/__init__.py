@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spherediff import data, harmonics, metrics, model, nn, plot, train
+    from spherediff import bounds, data, harmonics, metrics, model, nn, plot, train
     from spherediff.covariance import Covariance
     from spherediff.denoise import (
         Denoiser,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = version("spherediff")
 
 # Each name is loaded on first use: torch, matplotlib and xarray take seconds, `--help` must not.
-_MODULES = ("data", "harmonics", "metrics", "model", "nn", "plot", "train")
+_MODULES = ("bounds", "data", "harmonics", "metrics", "model", "nn", "plot", "train")
 _HOME = {
     "Bridge": "sample",
     "ConstantRate": "process",
@@ -86,6 +86,7 @@ __all__ = [
     "ReverseSDE",
     "Tabulated",
     "WhittleMatern",
+    "bounds",
     "data",
     "harmonics",
     "metrics",

@@ -463,7 +463,9 @@ def test_the_bound_holds_for_a_mixture_drawn_with_a_gaussian_score() -> None:
 def test_quadrature_equals_the_recursion_for_a_gaussian() -> None:
     target = modes([0.5], shift=0.9)
     sampler = FrozenScore(target.denoiser(ConstantRate(1.5)), 12)
-    assert one_mode_entropy(sampler, points=801) == pytest.approx(measured(target, 1.5, 12), rel=1e-8)
+    assert one_mode_entropy(sampler, points=801) == pytest.approx(
+        measured(target, 1.5, 12), rel=1e-8
+    )
 
 
 def test_score_error_by_monte_carlo_equals_the_closed_form() -> None:
@@ -515,6 +517,8 @@ def test_terms_and_their_errors() -> None:
         for error, unit in zip((0.1, 0.2, 0.01), np.eye(3), strict=True)
     )
     assert bound.total.error == pytest.approx(expected, rel=1e-4)
+    assert str(bound).startswith("at most 1.171 ± ")
+    assert "start 0.2707 ± 0.014, score 0.1 ± 0.01, steps 0.4 ± 0.02" in str(bound)
     assert str(Estimate(1.5)) == "1.5"
     assert str(Estimate(1.5, 0.125)) == "1.5 ± 0.12"
 

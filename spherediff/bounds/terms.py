@@ -43,6 +43,12 @@ class EntropicBound:
     score: Estimate
     discretisation: Estimate
 
+    def __str__(self) -> str:
+        return (
+            f"at most {self.total} nats with T = {self.horizon:g}, N = {self.steps}: "
+            f"start {self.initialisation}, score {self.score}, steps {self.discretisation}"
+        )
+
     @property
     def total(self) -> Estimate:
         """e^{−2T} KL + (√S + √(hI))².
