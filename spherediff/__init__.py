@@ -12,9 +12,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spherediff import bounds, data, harmonics, metrics, model, nn, plot, train
+    from spherediff import bounds, chaos, data, harmonics, metrics, model, nn, plot, process, train
+    from spherediff.chaos import Chaos, ChaosDensity
     from spherediff.covariance import Covariance
     from spherediff.denoise import (
+        ChaosDenoiser,
         Denoiser,
         EmpiricalDenoiser,
         GaussianDenoiser,
@@ -24,21 +26,42 @@ if TYPE_CHECKING:
     from spherediff.gaussian import GaussianField, MultivariateGaussianField
     from spherediff.grids import GaussLegendre, Grid, HEALPix, LatLon, Points
     from spherediff.model import Model
-    from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
+    from spherediff.process import (
+        ConstantRate,
+        FractionalOrnsteinUhlenbeck,
+        LinearSPDE,
+        LogSNR,
+        OrnsteinUhlenbeck,
+    )
     from spherediff.sample import Bridge, EulerMaruyama, Heun, ProbabilityFlow, ReverseSDE
     from spherediff.spectra import PowerLaw, Tabulated, WhittleMatern
 
 __version__ = version("spherediff")
 
 # Each name is loaded on first use: torch, matplotlib and xarray take seconds, `--help` must not.
-_MODULES = ("bounds", "data", "harmonics", "metrics", "model", "nn", "plot", "train")
+_MODULES = (
+    "bounds",
+    "chaos",
+    "data",
+    "harmonics",
+    "metrics",
+    "model",
+    "nn",
+    "plot",
+    "process",
+    "train",
+)
 _HOME = {
     "Bridge": "sample",
+    "Chaos": "chaos",
+    "ChaosDenoiser": "denoise",
+    "ChaosDensity": "chaos",
     "ConstantRate": "process",
     "Covariance": "covariance",
     "Denoiser": "denoise",
     "EmpiricalDenoiser": "denoise",
     "EulerMaruyama": "sample",
+    "FractionalOrnsteinUhlenbeck": "process",
     "GaussLegendre": "grids",
     "GaussianDenoiser": "denoise",
     "GaussianField": "gaussian",
@@ -46,6 +69,7 @@ _HOME = {
     "HEALPix": "grids",
     "Heun": "sample",
     "LatLon": "grids",
+    "LinearSPDE": "process",
     "LogSNR": "process",
     "MixtureDenoiser": "denoise",
     "Model": "model",
@@ -62,11 +86,15 @@ _HOME = {
 
 __all__ = [
     "Bridge",
+    "Chaos",
+    "ChaosDenoiser",
+    "ChaosDensity",
     "ConstantRate",
     "Covariance",
     "Denoiser",
     "EmpiricalDenoiser",
     "EulerMaruyama",
+    "FractionalOrnsteinUhlenbeck",
     "GaussLegendre",
     "GaussianDenoiser",
     "GaussianField",
@@ -74,6 +102,7 @@ __all__ = [
     "HEALPix",
     "Heun",
     "LatLon",
+    "LinearSPDE",
     "LogSNR",
     "MixtureDenoiser",
     "Model",
@@ -87,12 +116,14 @@ __all__ = [
     "Tabulated",
     "WhittleMatern",
     "bounds",
+    "chaos",
     "data",
     "harmonics",
     "metrics",
     "model",
     "nn",
     "plot",
+    "process",
     "train",
 ]
 
