@@ -1,4 +1,7 @@
-"""Linear maps as differentiable functions: the backward of y = A x is Aᵀ, and that of Aᵀ is A."""
+"""Linear maps: as differentiable functions, and their inverses by conjugate gradients.
+
+The backward of y = A x is Aᵀ, and that of Aᵀ is A.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherediff._linear import linear
+from spherediff._linear import conjugate_gradients, linear
 from spherediff.grids import _packed
 from spherediff.grids.grid import Grid
 
@@ -194,8 +194,13 @@ class HEALPix(Grid):
             tolerance = _TOLERANCE[values.dtype]
         reports: list[Solution] = []
 
+        def normal(a: Tensor) -> Tensor:
+            return self._adjoint(self._synthesis(a), lmax)
+
         def inverse(b: Tensor) -> Tensor:
-            solution = self._conjugate_gradients(b, tolerance, max_iterations)
+            pixel_area = 4 * math.pi / self.shape[0]
+            found = conjugate_gradients(normal, b, tolerance, max_iterations, scale=pixel_area)
+            solution = Solution(*found)
             if solution.iterations == max_iterations and bool(
                 (solution.residual > 2 * tolerance).any()  # rounding adds to it at the end
             ):
@@ -213,29 +218,3 @@ class HEALPix(Grid):
 
     def _analysis(self, values: Tensor, lmax: int) -> Tensor:
         return self.solve(values, lmax).coefficients
-
-    def _conjugate_gradients(self, b: Tensor, tolerance: float, max_iterations: int) -> Solution:
-        """Solve (SᵀS) a = b for every field of the batch at once."""
-        lmax = _packed.band_limit(b)
-        scale = 4 * math.pi / self.shape[0]
-        target = tolerance * b.norm(dim=-1, keepdim=True)
-        a = scale * b
-        residual = b - self._adjoint(self._synthesis(a), lmax)
-        direction = residual
-        power = residual.square().sum(-1, keepdim=True)
-        iterations = 0
-        while iterations < max_iterations and bool((power.sqrt() > target).any()):
-            image = self._adjoint(self._synthesis(direction), lmax)
-            step = _quotient(power, (direction * image).sum(-1, keepdim=True))
-            a = a + step * direction
-            residual = residual - step * image
-            previous, power = power, residual.square().sum(-1, keepdim=True)
-            direction = residual + _quotient(power, previous) * direction
-            iterations += 1
-        remainder = b - self._adjoint(self._synthesis(a), lmax)
-        return Solution(a, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
-
-
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient, 0 where the denominator is: a field that is solved already stays as it is."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
