@@ -57,6 +57,7 @@ class Budget:
     pool: int = 32_768
     steps: int = 2000
     batch: int = 256
+    learning_rate: float = 5e-3
     width: int = 96
     samples: int = 3000
     reverse_steps: int = 50  # two scores each

@@ -65,7 +65,8 @@ class Langevin:
 
     def __init__(self, potential: Callable[[Tensor], Tensor], *, reach: float = 60.0) -> None:
         slope = grad(potential)
-        self.sde = SDE(lambda t, x: -vmap(slope)(x), math.sqrt(2))  # noqa: ARG005
+        root = torch.tensor(math.sqrt(2), dtype=torch.float64)
+        self.sde = SDE(lambda t, x: -vmap(slope)(x), root)  # noqa: ARG005
         self._slope = slope
         self._points = reach * torch.linspace(-1, 1, _TABLE, dtype=torch.float64) ** 3
         u = vmap(potential)(self._points)

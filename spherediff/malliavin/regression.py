@@ -258,7 +258,7 @@ def fit_score(
     *,
     steps: int,
     batch: int = 512,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 5e-3,
     ema: float = 0.995,
     generator: torch.Generator,
     progress: bool = False,
