@@ -196,7 +196,7 @@ def moments_p(h: ChaosDensity, x: torch.Tensor) -> float:
         if index:
             values = Chaos(h.field, {index: 1.0})(x)
             z = (values.mean() - c) / (values.std() / len(x) ** 0.5)
-            worst = min(worst, 2 * stats.norm.sf(abs(float(z))))
+            worst = min(worst, float(2 * stats.norm.sf(abs(float(z)))))
     return worst * (len(h.expansion.terms) - 1)
 
 

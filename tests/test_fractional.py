@@ -44,17 +44,16 @@ def spectral(hurst: float, x: float) -> float:
         c = mpmath.gamma(2 * H + 1) * mpmath.sin(mpmath.pi * H) / (2 * mpmath.pi)
         power = 1 - 2 * H
 
-        def weight(w: mpmath.mpf) -> mpmath.mpf:
-            return w**power / (1 + w * w)
-
-        still = mpmath.pi / (2 * mpmath.sin(mpmath.pi * H))  # ∫₀^∞ weight
+        still = mpmath.pi / (2 * mpmath.sin(mpmath.pi * H))  # ∫₀^∞ ω^{1−2H}/(1 + ω²)
         # v = ω^{2−2H} takes the singularity at zero away
         root, end = 1 / (2 - 2 * H), mpmath.pi / (2 * x)
         first = mpmath.quad(
             lambda v: root / (1 + v ** (2 * root)) * mpmath.cos(v**root * x), [0, end ** (1 / root)]
         )
         waves = first + mpmath.quadosc(
-            lambda w: weight(w) * mpmath.cos(w * x), [mpmath.pi / (2 * x), mpmath.inf], omega=x
+            lambda w: w**power / (1 + w * w) * mpmath.cos(w * x),
+            [mpmath.pi / (2 * x), mpmath.inf],
+            omega=x,
         )
         return float(2 * c * ((1 + mpmath.exp(-2 * x)) * still - 2 * mpmath.exp(-x) * waves))
 
