@@ -121,7 +121,7 @@ def figure(drawn: dict[str, Tensor], test: Tensor, lmax: int) -> Figure:
     shown, (left, right) = plt.subplots(1, 2, figsize=(11, 4.3), layout="constrained")
     tau = torch.logspace(-4, math.log10(HORIZON), 300, dtype=torch.float64)
     rates = OPERATOR(torch.arange(lmax + 1))
-    colours = dict(zip(HURST, ("#0072B2", "#D55E00", "#009E73"), strict=True))
+    colours = dict(zip(HURST, ("#D55E00", "#009E73", "#CC79A7"), strict=True))
     for hurst in HURST:
         share = fractional_variance(rates, tau, hurst)
         share = share / fractional_variance(rates, tau[-1], hurst)
@@ -140,6 +140,7 @@ def figure(drawn: dict[str, Tensor], test: Tensor, lmax: int) -> Figure:
     left.legend(fontsize="small")
     sets = {"test months": test[:, 0]} | {name: x[:, 0] for name, x in drawn.items()}
     plot.degree_spectrum(sets, ax=right, title="Zonal wind, standardised anomalies")
+    right.set_ylim(bottom=right.get_ylim()[0] / 4)  # room for the legend
     return shown
 
 
