@@ -10,7 +10,7 @@ Durmus & Gentiloni Silveri 2023, arXiv 2308.12240)
     I(μ|γ) = ∫ ‖D log dμ/dγ‖²_C dμ.
 
 The bound follows from Girsanov's theorem, from the logarithmic Sobolev inequality of γ, and from
-dZ = Z dτ + martingale for Z_s = D log h_{T−s}(Y_s) along the reversed process, which gives
+dZ = Z ds + martingale for Z_s = D log h_{T−s}(Y_s) along the reversed process, which gives
 E‖Z_s − Z_r‖² = I_s − (2e^{s−r} − 1) I_r ≤ I_s − I_r for r ≤ s, with I_s the Fisher information at
 time T − s: summed over the steps it telescopes to h I(μ|γ) with the constant one.  With the exact
 score the same identity gives the entropy of the whole path, of which the output is a function,
