@@ -45,24 +45,26 @@ def autodiff_weight(sde: SDE, path: Path) -> Tensor:
     require_euler(path)
     root = path.steps.sqrt()
 
-    def weight(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> tuple[Tensor, Tensor]:
+    def jacobian(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
+        return jacrev(lambda xi: _end(sde, x0, times, root, xi))(xi).flatten(1)
+
+    def covariance(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
+        J = jacobian(x0, times, root, xi)
+        return J @ J.T
+
+    def weight(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
         def field(xi: Tensor) -> Tensor:
-            J = jacrev(lambda xi: _end(sde, x0, times, root, xi))(xi).flatten(1)
+            J = jacobian(x0, times, root, xi)
+            # not by linalg.solve, whose forward mode errs under vmap (torch 2.13)
             return (torch.linalg.inv(J @ J.T) @ J).T.reshape(*xi.shape, -1)
 
-        u = field(xi)
         trace = torch.einsum("slksl->k", jacfwd(field)(xi))
-        flat = u.flatten(0, 1)
-        gram = torch.linalg.inv(flat.T @ flat)  # JJᵀ, since u = Jᵀ(JJᵀ)⁻¹
-        return torch.einsum("slk,sl->k", u, xi) - trace, gram
+        return torch.einsum("slk,sl->k", field(xi), xi) - trace
 
-    xi = path.increments / root[..., None]
-    per_path = (1, 1, 1)
-    weights, covariance = vmap(weight, (0, *per_path), chunk_size=_PATHS_AT_ONCE)(
-        path.states[0], path.times, root, xi
-    )
-    require_regular(covariance)
-    return weights
+    everywhere = (path.states[0], path.times, root, path.increments / root[..., None])
+    places = (0, 1, 1, 1)
+    require_regular(vmap(covariance, places, chunk_size=_PATHS_AT_ONCE)(*everywhere))
+    return vmap(weight, places, chunk_size=_PATHS_AT_ONCE)(*everywhere)
 
 
 def estimated_weight(
