@@ -12,7 +12,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spherediff import bounds, chaos, data, harmonics, metrics, model, nn, plot, process, train
+    from spherediff import (
+        bounds,
+        chaos,
+        data,
+        harmonics,
+        malliavin,
+        metrics,
+        model,
+        nn,
+        plot,
+        process,
+        train,
+    )
     from spherediff.chaos import Chaos, ChaosDensity
     from spherediff.covariance import Covariance
     from spherediff.denoise import (
@@ -44,6 +56,7 @@ _MODULES = (
     "chaos",
     "data",
     "harmonics",
+    "malliavin",
     "metrics",
     "model",
     "nn",
@@ -119,6 +132,7 @@ __all__ = [
     "chaos",
     "data",
     "harmonics",
+    "malliavin",
     "metrics",
     "model",
     "nn",

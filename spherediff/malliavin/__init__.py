@@ -1,14 +1,39 @@
-"""Malliavin calculus of nonlinear SDEs: paths, their variations, and Skorokhod weights."""
+"""Malliavin calculus of nonlinear SDEs: paths, their variations, Skorokhod weights, reversal."""
 
-from spherediff.malliavin.conditional import conditional_expectation as conditional_expectation
-from spherediff.malliavin.linear import LinearSDE as LinearSDE
-from spherediff.malliavin.sde import SDE as SDE
-from spherediff.malliavin.sde import Path as Path
-from spherediff.malliavin.sde import euler_maruyama as euler_maruyama
-from spherediff.malliavin.sde import milstein as milstein
-from spherediff.malliavin.twin import autodiff_weight as autodiff_weight
-from spherediff.malliavin.twin import estimated_weight as estimated_weight
-from spherediff.malliavin.weights import bismut_elworthy_li_weight as bismut_elworthy_li_weight
-from spherediff.malliavin.weights import discrete_weight as discrete_weight
-from spherediff.malliavin.weights import malliavin_covariance as malliavin_covariance
-from spherediff.malliavin.weights import variation_weight as variation_weight
+from spherediff.malliavin.conditional import Estimate, conditional_expectation
+from spherediff.malliavin.linear import LinearSDE, Moments
+from spherediff.malliavin.sde import SDE, Path, euler_maruyama, milstein
+from spherediff.malliavin.twin import autodiff_weight, estimated_weight
+from spherediff.malliavin.variation import (
+    Linearisation,
+    first_variation,
+    linearise,
+    second_variation,
+)
+from spherediff.malliavin.weights import (
+    bismut_elworthy_li_weight,
+    discrete_weight,
+    malliavin_covariance,
+    variation_weight,
+)
+
+__all__ = [
+    "SDE",
+    "Estimate",
+    "LinearSDE",
+    "Linearisation",
+    "Moments",
+    "Path",
+    "autodiff_weight",
+    "bismut_elworthy_li_weight",
+    "conditional_expectation",
+    "discrete_weight",
+    "estimated_weight",
+    "euler_maruyama",
+    "first_variation",
+    "linearise",
+    "malliavin_covariance",
+    "milstein",
+    "second_variation",
+    "variation_weight",
+]
