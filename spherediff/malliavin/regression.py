@@ -4,9 +4,9 @@ With δ the weight of a path from X_0 ~ data to X_t, E[−δ | X_t = x] = ∇log
 
     s(·, t) = argmin_f E‖f(X_t, t) + δ‖²      (for a linear SDE: denoising score matching).
 
-The raw target −δ has a variance of order 1/t, and a network trained on it sees nothing but the
-smallest times.  Any two functions of (x, t) may be taken out without moving the conditional mean,
-a reference r and a scale A:
+The raw target −δ has a variance of order 1/t, so the smallest times fill the gradient with noise.
+Any two functions of (x, t) may be taken out without moving the conditional mean, a reference r
+and a scale A:
 
     s(x, t) = c(x, t)⁻¹(r(x, t) + A(t) F(z, t)),   z = (x − m_t)/v_t,   F's target  A⁻¹(−c δ − r),
 
@@ -16,7 +16,7 @@ deviation of X_t, r = β_t z/c the least-squares fit of the target (so that c² 
 drift, is linear in x), and A_t the standard deviation of what it leaves.  Integration by parts,
 E[z ∂ log p_t] = −1/v_t, gives β_t = −1/(v_t E[(z/c)²]) whatever the law and without noise.  For
 c = 1, r is the score of the Gaussian with the moments of X_t, and F = 0 that approximation.
-The target of F has mean 0 and variance 1 at every t.  This is the preconditioning of Karras et al.
+The target of F has mean square 1 at every t.  This is the preconditioning of Karras et al.
 (2022, arXiv 2206.00364, Table 1) with its constants measured in place of derived, so that it holds
 for every process.
 """
