@@ -2,17 +2,17 @@
 
 With z_i = x_i/√C_ℓ the normalised Hermite products
 
-    H_a(z) = Π_i He_{a_i}(z_i)/√(a_i!),    |a| = Σ a_i the order of the chaos,
+    H_a(z) = Π_i He_{a_i}(z_i)/√(a_i!),    n_a = Σ a_i the order of the chaos,
 
 are orthonormal in L²(γ).  On F = Σ c_a H_a the operators of the Malliavin calculus act exactly:
 
-    semigroup    P_t F = Σ e^{−|a|t} c_a H_a                         (Mehler),
-    generator    𝓛F = −Σ |a| c_a H_a,    E(F, G) = −∫F 𝓛G dγ = Σ |a| c_a d_a,
-    derivative   (DF)_i = C_ℓ ∂_iF in H_C; along e_i = √C_ℓ Y_i it is ∂_{z_i}F, and
-                 ∂_{z_i} H_n(z_i) = √n H_{n−1}(z_i),
-    divergence   δ(Σ u_i e_i) = Σ (z_i u_i − ∂_{z_i}u_i), the adjoint of D: on a term of u_i it
-                 raises a_i, H_n ↦ √(n+1) H_{n+1}, and δD = −𝓛,
-    Γ(F, G) = Σ C_ℓ ∂_iF ∂_iG = Σ ∂_{z_i}F ∂_{z_i}G.
+* the semigroup, P_t F = Σ e^{−n_a t} c_a H_a (Mehler);
+* its generator, 𝓛F = −Σ n_a c_a H_a, with the Dirichlet form E(F, G) = −∫F 𝓛G dγ = Σ n_a c_a d_a;
+* the derivative in H_C, (DF)_i = C_ℓ ∂_iF; along e_i = √C_ℓ Y_i it is ∂F/∂z_i, and
+  ∂/∂z_i H_n(z_i) = √n H_{n−1}(z_i);
+* the divergence δ(Σ u_i e_i) = Σ (z_i u_i − ∂u_i/∂z_i), the adjoint of D: on a term of u_i it
+  raises a_i, taking H_n to √(n+1) H_{n+1}, and δD = −𝓛;
+* Γ(F, G) = Σ C_ℓ ∂_iF ∂_iG = Σ ∂F/∂z_i ∂G/∂z_i.
 
 A density h_0 = 1 + Σ c_a H_a ≥ 0 with finitely many terms makes h_0γ a probability on H that is
 not Gaussian; its noised laws, score, marginals and moments E[H_a] = c_a are all known.  Only the
@@ -129,7 +129,7 @@ class Chaos:
         return sum(c * other.terms.get(index, 0.0) for index, c in self.terms.items())
 
     def dirichlet(self, other: Chaos) -> float:
-        """E(F, G) = ∫Γ(F, G) dγ = Σ |a| c_a d_a."""
+        """E(F, G) = ∫Γ(F, G) dγ = Σ n_a c_a d_a."""
         return -self.inner(other.generator())
 
     def gamma(self, other: Chaos, x: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class ChaosDensity:
         return self.expansion(x)
 
     def noised(self, t: float) -> ChaosDensity:
-        """h_t = P_t h_0 = 1 + Σ e^{−|a|t} c_a H_a, the density of Greco's process at its time t.
+        """h_t = P_t h_0 = 1 + Σ e^{−n_at} c_a H_a, the density of Greco's process at its time t.
 
         It is positive since P_t keeps positivity.
         """

@@ -260,7 +260,7 @@ class ChaosDenoiser(Denoiser):
 
         F_t(x) = 1 + Σ ρ^a c_a H_a(x/√V),    m = αC/V ⊙ x + σ²√C/V ⊙ ρ⁻¹∇_z F_t/F_t.
 
-    For Greco's process with noise γ, V = C and F_t = Σ e^{−|a|τ} c_a H_a.
+    For Greco's process with noise γ, V = C and F_t = Σ e^{−n_a τ} c_a H_a.
 
     Args:
         process: the forward process; its noise need not be γ.

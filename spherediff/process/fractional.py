@@ -129,9 +129,9 @@ def fractional_noise(
 ) -> Tensor:
     """Increments B^H_{(k+1)δ} − B^H_{kδ}, k < steps, exactly (Davies & Harte 1987).
 
-    Their covariance r_j = ½δ^{2H}(|j+1|^{2H} − 2|j|^{2H} + |j−1|^{2H}) is embedded in a circulant
-    matrix of twice the size, whose eigenvalues, an FFT of its first row, are not negative for any
-    H; white noise times their roots, transformed back, has that covariance.
+    Their covariance r_0 = δ^{2H}, r_j = ½δ^{2H}((j+1)^{2H} − 2j^{2H} + (j−1)^{2H}) is embedded in a
+    circulant matrix of twice the size, whose eigenvalues, an FFT of its first row, are not negative
+    for any H; white noise times their roots, transformed back, has that covariance.
 
     Args:
         hurst: H, 0 < H < 1.

@@ -162,11 +162,11 @@ class Paced:
     """A pace for modes that turn into noise at different times.
 
     Let u_ℓ(τ) = log(σ_ℓ/α_ℓ) − log c_ℓ, increasing in τ, with c_ℓ² = σ_ℓ(T)²/max(1, α_ℓ(T)²) the
-    size of the terminal noise (of σ²/α² for modes that grow).  A mode is in passage while
-    |u_ℓ| ≤ 5; outside, what a step can spoil dies away like w(u) = e^{−2(|u| − 5)}.  The schedule
-    runs from the time τ₀ at which the first mode reaches u = −5 up to T, with
+    size of the terminal noise (of σ²/α² for modes that grow).  A mode is in passage while u_ℓ lies
+    between −5 and 5; outside, what a step can spoil dies away like the weight w.  The schedule runs
+    from the time τ₀ at which the first mode reaches u = −5 up to T, with
 
-        dt/d log τ = K⁻¹ max_ℓ w(u_ℓ) du_ℓ/d log τ,
+        w(u) = min(1, e^{−2(abs u − 5)}),    dt/d log τ = K⁻¹ max_ℓ w(u_ℓ) du_ℓ/d log τ,
 
     so that N even steps in t move no mode in passage by more than K/N (``span``/N).  If all modes
     decay alike and T = 5, it is the schedule of evenly spaced log-SNR.
