@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import spherediff as sd
-from spherediff import _tensors, harmonics, metrics
+from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.malliavin import estimated_weight, euler_maruyama
 from spherediff.malliavin.langevin import langevin_weight
@@ -64,7 +64,7 @@ class Settings:
         knots: number of times.
         training: steps of the optimiser.
         batch: examples in each.
-        width: of the network.
+        degrees, width: of the network.
         reverse: steps between two knots on the way back.
         seed: of everything.
     """
@@ -76,8 +76,9 @@ class Settings:
     examples: int = 512
     horizon: float = 2.0
     knots: int = 16
-    training: int = 2000
-    batch: int = 64
+    training: int = 2500
+    batch: int = 128
+    degrees: int = 7
     width: int = 16
     reverse: int = 3
     seed: int = 1
@@ -90,7 +91,7 @@ class Settings:
     @property
     def of_data(self) -> dict[str, float]:
         """What draws and examples depend on."""
-        training = ("training", "batch", "width", "reverse")
+        training = ("training", "batch", "degrees", "width", "reverse")
         return {name: value for name, value in asdict(self).items() if name not in training}
 
 
@@ -139,30 +140,38 @@ class Rotations:
 
 
 class FieldNetwork(nn.Module):
-    """F(z, log t): a spherical operator that sees the field and the drift of the equation.
+    """F(z, log t): a spherical operator on low degrees that sees the field and the drift.
+
+    Above those degrees F is zero, that is, the score the Gaussian one: least squares of the
+    targets on z and the drift leaves less than one per cent of F to be found there.
 
     Args:
         phi4: of the forward equation.
         reference: what the states were divided by.
         states: some of them, from which the size of the drift is measured.
+        degrees: highest degree of the operator.
         width: of the operator.
     """
 
     size: Tensor
 
-    def __init__(self, phi4: Phi4, reference: Reference, states: Tensor, width: int) -> None:
+    def __init__(
+        self, phi4: Phi4, reference: Reference, states: Tensor, degrees: int, width: int
+    ) -> None:
         super().__init__()
         self.phi4, self._reference = phi4, [reference]  # a list, so that it is no submodule
         spectrum = harmonics.degree_spectrum(phi4.gradient(states)).mean(0)
         self.register_buffer("size", harmonics.expand(spectrum.sqrt()))
+        self.kept = harmonics.count(degrees)
         self.operator = SphericalOperator(
-            phi4.field.lmax, 2, width=width, blocks=2, hidden=2 * width, positional=0
+            degrees, 2, width=width, blocks=2, hidden=2 * width, positional=0, oversampling=1.5
         )
 
     def forward(self, z: Tensor, log_time: Tensor) -> Tensor:
         std = self._reference[0](log_time.exp())[1]
         drift = self.phi4.gradient(z * std) / self.size
-        return self.operator(torch.stack([z, drift], 1), log_time)[:, 0]
+        low = torch.stack([z, drift], 1)[..., : self.kept]
+        return harmonics.resize(self.operator(low, log_time)[:, 0], self.phi4.field.lmax)
 
 
 def measures(settings: Settings) -> tuple[Phi4, Phi4]:
@@ -245,29 +254,75 @@ def _stored(file: FilePath, header: dict[str, float]) -> dict[str, Tensor] | Non
     return tensors if found == header else None
 
 
+def relative(phi4: Phi4, data: Examples) -> Examples:
+    """The targets relative to e^{−V}: of ∇log p_t + C^{1/2}∇V in place of ∇log p_t."""
+    return Examples(data.times, data.states, data.targets + phi4.gradient(data.states))
+
+
 def reference(
     phi4: Phi4, archive: Tensor, data: Examples, settings: Settings, generator: torch.Generator
 ) -> Reference:
-    """Gaussian scores of the spectrum at each time, and how far the targets are from them."""
+    """The best linear fit of ∇log p_t + C^{1/2}∇V at each time, and what it leaves.
+
+    Its slope follows by integration by parts, −(1 − E z·C^{1/2}∇V)/E z² degree by degree.
+    """
     clocked = phi4.clocked(settings.times)
-    path = euler_maruyama(clocked.sde, archive, clocked.clock, generator=generator)
-    spectrum = harmonics.degree_spectrum(path.states[1:]).mean(1)
-    std = harmonics.expand(spectrum.sqrt())
-    by_time = data.targets.view(settings.knots, settings.examples, -1)
-    states = data.states.view(by_time.shape)
-    left = by_time + states / std[:, None].square()
+    states = euler_maruyama(clocked.sde, archive, clocked.clock, generator=generator).states[1:]
+    variance = harmonics.degree_spectrum(states).mean(1)
+    multiplicity = 2 * torch.arange(settings.lmax + 1) + 1
+    drift = torch.stack([phi4.gradient(z) for z in states])
+    product = harmonics.sum_orders(states * drift).mean(1) / multiplicity
+    std = harmonics.expand(variance.sqrt())
+    slope = harmonics.expand(-(1 - product) / variance.sqrt())
+    shape = (settings.knots, settings.examples, -1)
+    left = data.targets.view(shape) - (slope / std)[:, None] * data.states.view(shape)
     scale = harmonics.expand(harmonics.degree_spectrum(left).mean(1).sqrt())
-    return Reference(settings.times[1:].log().float(), torch.zeros_like(std), std, -1 / std, scale)
+    times = settings.times[1:].log().float()
+    return Reference(times, torch.zeros_like(std), std, slope, scale)
+
+
+def train(
+    model: ScoreRegression, data: Examples, rotate: Rotations, settings: Settings, file: FilePath
+) -> None:
+    """Least squares over random motions of the examples; from a file if there is one already."""
+    tensors = _stored(file, asdict(settings))
+    if tensors is not None:
+        model.load_state_dict(tensors)
+        return
+
+    def batch(count: int) -> Examples:
+        chosen = data[torch.randint(len(data), (count,), generator=rotate.generator)]
+        return Examples(chosen.times, *rotate(chosen.states, chosen.targets))
+
+    losses = fit_score(
+        model,
+        batch,
+        steps=settings.training,
+        batch=settings.batch,
+        generator=rotate.generator,
+        progress=True,
+    )
+    tenth = max(1, len(losses) // 10)
+    first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
+    print(f"loss (1 for the linear fit) {first:.4f} at first, {last:.4f} at last")
+    _tensors.write(file, model.state_dict(), asdict(settings))
 
 
 @torch.no_grad()
 def reverse(
     phi4: Phi4, model: ScoreRegression, z: Tensor, settings: Settings, generator: torch.Generator
 ) -> Tensor:
-    """dY = (∇U + 2s) dτ + √2 dB from T to t_1 by Heun's rule, then the flow to 0."""
+    """dY = (∇U + 2∇log p) dτ + √2 dB from T to t_1 by Heun's rule, then the flow to 0.
+
+    With the score relative to e^{−V} the drift is z − C^{1/2}∇V + 2(∇log p + C^{1/2}∇V): its cubic
+    part confines, as that of the forward equation does, wherever the network has seen no states.
+    """
+
+    def relative_score(z: Tensor, t: Tensor) -> Tensor:
+        return model(z, t.expand(len(z)))
 
     def slope(z: Tensor, t: Tensor) -> Tensor:
-        return 2 * model(z, t.expand(len(z))) - phi4.score(z)
+        return z - phi4.gradient(z) + 2 * relative_score(z, t)
 
     knots = settings.times[1:].flip(0).tolist()
     fine = [torch.linspace(*pair, settings.reverse + 1)[1:] for pair in pairwise(knots)]
@@ -277,26 +332,28 @@ def reverse(
         noise = torch.randn(z.shape, generator=generator) * (2 * h).sqrt()
         here = slope(z, t)
         z = z + 0.5 * h * (here + slope(z + h * here + noise, s)) + noise
-    t = times[-1]
-    return z + t * (model(z, t.expand(len(z))) - phi4.score(z))
+    if not bool(z.isfinite().all()):
+        raise ValueError("reversed paths are not finite; train longer or take more steps")
+    return z + times[-1] * (z + relative_score(z, times[-1]))
 
 
 def energy_test(
     x: Tensor, y: Tensor, draws: int, generator: torch.Generator
 ) -> tuple[float, float]:
     """Energy distance of two sets of fields and the p-value of exchanging them at random."""
-    pool = metrics.Pool(*(2 * [torch.cat([x, y]).double().numpy()]), np.ones(x.shape[1]))
-    total = len(x) + len(y)
-
-    def distance(members: Tensor) -> float:
-        p = np.zeros(total)
-        p[members[: len(x)].numpy()] = 1 / len(x)
-        q = np.where(p > 0, 0, 1 / len(y))
-        return metrics.energy_distance(pool, p, q)
-
-    found = distance(torch.arange(total))
-    chance = [distance(torch.randperm(total, generator=generator)) for _ in range(draws)]
-    return found, (1 + sum(c >= found for c in chance)) / (1 + draws)
+    both = torch.cat([x, y]).double()
+    D = torch.cdist(both, both)
+    orders = [torch.arange(len(both))]
+    orders += [torch.randperm(len(both), generator=generator) for _ in range(draws)]
+    p = torch.zeros(1 + draws, len(both), dtype=torch.float64)
+    p.scatter_(1, torch.stack(orders)[:, : len(x)], 1.0)
+    q = 1 - p
+    # means over pairs of different fields
+    across = ((p @ D) * q).sum(1) / (len(x) * len(y))
+    within_p = ((p @ D) * p).sum(1) / (len(x) * (len(x) - 1))
+    within_q = ((q @ D) * q).sum(1) / (len(y) * (len(y) - 1))
+    distance = (2 * across - within_p - within_q) / within_q
+    return float(distance[0]), float((distance >= distance[0]).double().mean())
 
 
 @dataclass(frozen=True)
@@ -329,6 +386,12 @@ class Functionals:
         return cls(average(v), average(v.square()), phi4.potential(z), average((v > 0).float()), v)
 
     @property
+    def square(self) -> Tensor:
+        """φ² at all places, in the norm of L², shape (N, places)."""
+        area = sd.GaussLegendre(self.values.shape[-2] - 1).area_weights.float()
+        return (area.sqrt() * self.values.square()).flatten(1)
+
+    @property
     def kurtosis(self) -> float:
         """E φ⁴/(E φ²)² over all places."""
         share = sd.GaussLegendre(self.values.shape[-2] - 1).area_weights.float()
@@ -349,10 +412,13 @@ def scorecard(
 
     for z in sets.values():
         found = Functionals.of(phi4, z)
-        for name, colour in (("energy distance of φ", field.color), ("the same, whitened", None)):
-            pair = [colour(one) if colour else one for one in (z, held_out)]
-            distance, p = energy_test(*pair, 500, generator)
-            put(f"{name}: E, p", f"{distance:.5f}, {p:.3f}")
+        for name, x, y in (
+            ("z", z, held_out),
+            ("φ", field.color(z), field.color(held_out)),
+            ("φ²", found.square, truth.square),
+        ):
+            distance, p = energy_test(x, y, 500, generator)
+            put(f"energy distance of {name}, p", f"{distance:.5f}, {p:.3f}")
         for name in ("mean", "strength", "action", "positive"):
             test = stats.ks_2samp(getattr(found, name).numpy(), getattr(truth, name).numpy())
             put(f"{name}: Kolmogorov–Smirnov D, p", f"{test.statistic:.3f}, {test.pvalue:.2g}")  # pyright: ignore[reportAttributeAccessIssue]
@@ -437,7 +503,7 @@ def weight_costs(phi4: Phi4, archive: Tensor, settings: Settings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--directory", type=FilePath, default=FilePath("phi4-output"))
     parser.add_argument("--quick", action="store_true", help="small sets, to see that it runs")
     parser.add_argument("--threads", type=int, default=1)
@@ -452,6 +518,10 @@ def main() -> None:
         f" {platform.python_version()}, torch {torch.__version__}; {settings}"
     )
     start = time.time()
+
+    def elapsed() -> str:
+        return f"[{time.time() - start:.0f} s, {time.process_time():.0f} s of processor time]"
+
     target, forward = measures(settings)
     archive, held_out, second, noise = (
         draw(phi4, count, settings, seed, name, step, directory / f"draws-{seed}.safetensors")
@@ -464,36 +534,20 @@ def main() -> None:
             )
         )
     )
-    print(f"[{time.time() - start:.0f} s]")
+    print(elapsed())
     generator = torch.Generator().manual_seed(settings.seed)
     rotate = Rotations(settings.lmax, generator)
     weight_costs(forward, archive, settings)
-    data = examples(forward, archive, settings, rotate, directory)
-    print(f"{len(data)} examples [{time.time() - start:.0f} s]")
+    data = relative(forward, examples(forward, archive, settings, rotate, directory))
+    print(f"{len(data)} examples {elapsed()}")
     baseline = reference(forward, archive, data, settings, generator)
-    network = FieldNetwork(forward, baseline, data.states[::8], settings.width)
+    network = FieldNetwork(forward, baseline, data.states[::8], settings.degrees, settings.width)
     model = ScoreRegression(network, baseline)
 
-    def batch(count: int) -> Examples:
-        chosen = data[torch.randint(len(data), (count,), generator=generator)]
-        return Examples(chosen.times, *rotate(chosen.states, chosen.targets))
-
-    losses = fit_score(
-        model,
-        batch,
-        steps=settings.training,
-        batch=settings.batch,
-        generator=generator,
-        progress=True,
-    )
-    tenth = max(1, len(losses) // 10)
-    print(
-        f"loss (1 for the Gaussian score) {np.mean(losses[:tenth]):.4f} at first,"
-        f" {np.mean(losses[-tenth:]):.4f} at last [{time.time() - start:.0f} s]"
-    )
-    _tensors.write(directory / "score.safetensors", model.state_dict(), asdict(settings))
+    train(model, data, rotate, settings, directory / "score.safetensors")
+    print(f"score {elapsed()}")
     generated = reverse(forward, model, noise, settings, generator)
-    print(f"generated [{time.time() - start:.0f} s]")
+    print(f"generated {elapsed()}")
     std = harmonics.expand(harmonics.degree_spectrum(archive).mean(0).sqrt())
     gaussian = std * torch.randn(generated.shape, generator=generator)
     scorecard(
@@ -504,7 +558,7 @@ def main() -> None:
     )
     _tensors.write(directory / "generated.safetensors", {"z": generated}, asdict(settings))
     figures(target, {"held-out": held_out, "generated": generated, "Gaussian": gaussian}, directory)
-    print(f"figures in {directory} [{time.time() - start:.0f} s]")
+    print(f"figures in {directory} {elapsed()}")
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def nonlinear_path(lmax: int, count: int, *, same: bool) -> tuple[Phi4, torch.Te
     z = states(model, 1 if same else count, 6, 1.5)
     path = euler_maruyama(sde, z, clock, generator=torch.Generator().manual_seed(7))
     if same:
-        parts = (part.repeat_interleave(count, 1) for part in (path.states, path.increments))
-        path = Path(path.times.expand(-1, count), *parts, path.scheme)
+        states_, noise = (x.repeat_interleave(count, 1) for x in (path.states, path.increments))
+        path = Path(path.times.expand(-1, count), states_, noise, path.scheme)
     return model, sigma, path
 
 
@@ -155,7 +155,7 @@ def test_estimate_is_unbiased_for_the_discrete_weight(lmax: int) -> None:
     """2000 probes of one path; χ² of the d z-scores with a false alarm once in 10⁴ runs."""
     model, sigma, path = nonlinear_path(lmax, 2000, same=True)
     d = path.end.shape[1]
-    one = Path(*(p[:, :1] for p in (path.times, path.states, path.increments)), path.scheme)
+    (one, *_) = path.split(1)
     exact = discrete_weight(model.clocked(graded(0.8, 4)).sde, one)[0]
     found = langevin_weight(
         path, sigma, model.curvature, generator=torch.Generator().manual_seed(9), tolerance=1e-6
