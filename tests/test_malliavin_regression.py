@@ -254,3 +254,11 @@ def test_errors():
         fit_score(
             ScoreRegression(network, Reference.identity(2)), many, steps=3, generator=seeded(0)
         )
+
+
+def test_examples_at_one_time_alone():
+    generator = seeded(0)
+    x = 2 + 3 * torch.randn(5000, 2, generator=generator)
+    examples = Examples(torch.full((5000,), 0.3), x, torch.randn(5000, 2, generator=generator))
+    model = ScoreRegression(Zero(), Reference.fit(examples, knots=4))
+    assert torch.allclose(model(x[:9], examples.times[:9]), -(x[:9] - 2) / 9, atol=0.1)

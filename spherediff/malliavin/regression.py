@@ -179,7 +179,8 @@ class Reference(nn.Module):
             return self.table.expand(len(t), -1, -1).movedim(1, 0)
         right = torch.searchsorted(knots, u.contiguous()).clamp(1, len(knots) - 1)
         left = right - 1
-        share = ((u - knots[left]) / (knots[right] - knots[left])).clamp(0, 1)
+        gap = (knots[right] - knots[left]).clamp_min(torch.finfo(knots.dtype).tiny)
+        share = ((u - knots[left]) / gap).clamp(0, 1)
         rows = torch.lerp(self.table[left], self.table[right], share[:, None, None])
         return rows.movedim(1, 0)
 
