@@ -74,7 +74,7 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(
-    operator: Operator, b: Tensor, tolerance: float, max_iterations: int, scale: float = 1.0
+    operator: Operator, b: Tensor, tolerance: float, max_iterations: int, scale: float = 0.0
 ) -> Solution:
     """Solve A x = b for every system of the batch at once.
 
@@ -83,7 +83,7 @@ def conjugate_gradients(
         b: right-hand sides, shape (*batch, n).
         tolerance: relative residual at which the iteration stops, once all systems reach it.
         max_iterations: largest number of iterations.
-        scale: the iteration starts from ``scale`` times b.
+        scale: the iteration starts from ``scale`` times b, by default from zero.
     """
     target = tolerance * b.norm(dim=-1, keepdim=True)
     x = scale * b

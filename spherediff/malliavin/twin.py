@@ -15,6 +15,9 @@ for all k at once: a few derivatives along directions, and no matrix is ever for
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
@@ -22,11 +25,14 @@ from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 from spherediff._linear import conjugate_gradients
 from spherediff.malliavin.sde import SDE, Path
 from spherediff.malliavin.weights import require_euler, require_regular
-from spherediff.streams import Randomness, open_source
+from spherediff.streams import NormalSource, Randomness, open_source
 
 _PATHS_AT_ONCE = 64
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 _MAX_ITERATIONS = 200
+
+# Paths × steps × (d + m) of one part: some hundreds of MB for the derivatives in float64.
+_LARGEST_PART = 1 << 21
 
 
 def autodiff_weight(sde: SDE, path: Path) -> Tensor:
@@ -77,8 +83,9 @@ def estimated_weight(
 ) -> Tensor:
     """An unbiased estimate of δ(u_k) in many dimensions, shape (N, d).
 
-    Memory is linear in paths × steps × (d + m); nothing of size d² is formed.  The conditional
-    mean given X_T is the same as that of the exact weight; the probes add variance only.
+    Nothing of size d² is formed, and the paths are taken in parts, so that memory stays bounded in
+    their number.  The conditional mean given X_T is the same as that of the exact weight; the
+    probes add variance only.
 
     Args:
         sde: the equation that made the path; best in coordinates in which the noise is about
@@ -93,55 +100,116 @@ def estimated_weight(
         ValueError: another scheme made the path, or conjugate gradients do not converge, which
             means that the covariance JJᵀ is singular or nearly so.
     """
-    require_euler(path)
-    root = path.steps.sqrt()
-    xi = path.increments / root[..., None]
-    x0, dtype = path.states[0], xi.dtype
-    tolerance = _TOLERANCE[dtype] if tolerance is None else tolerance
-    step = vmap(sde.step)
+    return estimate(
+        lambda part: _Autodiff(sde, part),
+        path,
+        generator=generator,
+        probes=probes,
+        tolerance=_TOLERANCE[path.end.dtype] if tolerance is None else tolerance,
+    )
 
-    def phi(xi: Tensor) -> Tensor:
-        x = x0
-        for t, r, noise in zip(path.times[:-1], root, xi, strict=True):
-            x = step(t, r.square(), x, r[:, None] * noise)
-        return x
 
-    def along(direction: Tensor) -> Tensor:
+class Derivatives(Protocol):
+    """Derivatives of X_T = Φ(ξ) along directions, for N paths at once.
+
+    Directions of the noise have the shape (steps, N, m), those of the state (N, d).
+    """
+
+    def along(self, p: Tensor) -> Tensor:
         """J p."""
-        return jvp(phi, (xi,), (direction,))[1]
+        ...
 
-    def bend(p: Tensor) -> Tensor:
-        """∂²Φ[p, p]."""
-        return jvp(lambda xi: jvp(phi, (xi,), (p,))[1], (xi,), (p,))[1]
-
-    back = vjp(phi, xi)[1]
-
-    def transpose(y: Tensor) -> Tensor:
+    def transpose(self, y: Tensor) -> Tensor:
         """Jᵀ y."""
-        return back(y)[0]
+        ...
 
+    def bend(self, p: Tensor) -> Tensor:
+        """∂²Φ[p, p]."""
+        ...
+
+    def gradient(self, w: Tensor, p: Tensor) -> Tensor:
+        """∇_ξ⟨w, ∂Φ[p]⟩."""
+        ...
+
+
+def estimate(
+    derivatives: Callable[[Path], Derivatives],
+    path: Path,
+    *,
+    generator: Randomness,
+    probes: int,
+    tolerance: float,
+) -> Tensor:
+    """The estimated weight from any way to differentiate the path; see :func:`estimated_weight`."""
+    require_euler(path)
+    n, count, m = path.increments.shape
+    source = open_source(generator, count)
+    signs = [(_signs(source, path.end.shape[1]), _signs(source, n * m)) for _ in range(probes)]
+    size = max(1, _LARGEST_PART // (n * (path.end.shape[1] + m)))
+    weights = []
+    for k, part in enumerate(path.split(size)):
+        here = slice(k * size, (k + 1) * size)
+        probe = [(y[here], z[here].view(-1, n, m).movedim(1, 0)) for y, z in signs]
+        weights.append(_estimate(derivatives(part), part, probe, tolerance))
+    return torch.cat(weights)
+
+
+def _estimate(
+    at: Derivatives, path: Path, probes: list[tuple[Tensor, Tensor]], tolerance: float
+) -> Tensor:
     def solve(b: Tensor) -> Tensor:
         """B b."""
-        solution = conjugate_gradients(lambda y: along(transpose(y)), b, tolerance, _MAX_ITERATIONS)
-        if bool((solution.residual > 10 * tolerance).any()):
+        found = conjugate_gradients(
+            lambda y: at.along(at.transpose(y)), b, tolerance, _MAX_ITERATIONS
+        )
+        if bool((found.residual > 10 * tolerance).any()):
             raise ValueError(
                 "the Malliavin covariance is singular or nearly so: conjugate gradients left a"
-                f" relative residual of {float(solution.residual.max()):.1e} after"
-                f" {solution.iterations} iterations; use coordinates in which the noise is white,"
+                f" relative residual of {float(found.residual.max()):.1e} after"
+                f" {found.iterations} iterations; use coordinates in which the noise is white,"
                 " or add noise where there is none"
             )
-        return solution.solution
+        return found.solution
 
-    total = along(xi)
-    signs = open_source(generator, len(x0))
-    for _ in range(probes):
-        y = _signs(signs, x0)
-        z = _signs(signs, xi.movedim(1, 0)).movedim(0, 1)
-        p, By = transpose(y), solve(y)
-        gradient = vjp(lambda xi, p=p: jvp(phi, (xi,), (p,))[1], xi)[1](By)[0]
-        projected = transpose(solve(along(z)))
-        total = total + (along(gradient) + bend(projected) - bend(z)) / probes
+    total = at.along(path.increments / path.steps.sqrt()[..., None])
+    for signs in probes:
+        y, z = (2 * sign.to(total) - 1 for sign in signs)
+        twist = at.along(at.gradient(solve(y), at.transpose(y)))
+        projected = at.transpose(solve(at.along(z)))
+        total = total + (twist + at.bend(projected) - at.bend(z)) / len(probes)
     return solve(total)
+
+
+class _Autodiff:
+    """Derivatives by ``torch.func``."""
+
+    def __init__(self, sde: SDE, path: Path) -> None:
+        root = path.steps.sqrt()
+        step = vmap(sde.step)
+
+        def phi(xi: Tensor) -> Tensor:
+            x = path.states[0]
+            for t, r, noise in zip(path.times[:-1], root, xi, strict=True):
+                x = step(t, r.square(), x, r[:, None] * noise)
+            return x
+
+        self._phi, self._xi = phi, path.increments / root[..., None]
+        self._back = vjp(phi, self._xi)[1]
+
+    def along(self, p: Tensor) -> Tensor:
+        return self._derivative(p)(self._xi)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self._back(y)[0]
+
+    def bend(self, p: Tensor) -> Tensor:
+        return jvp(self._derivative(p), (self._xi,), (p,))[1]
+
+    def gradient(self, w: Tensor, p: Tensor) -> Tensor:
+        return vjp(self._derivative(p), self._xi)[1](w)[0]
+
+    def _derivative(self, p: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda xi: jvp(self._phi, (xi,), (p,))[1]
 
 
 def _end(sde: SDE, x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
@@ -152,7 +220,6 @@ def _end(sde: SDE, x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tenso
     return x
 
 
-def _signs(source: Randomness, like: Tensor) -> Tensor:
-    """Rademacher numbers, the shape of ``like``, whose first axis is that of the paths."""
-    normal = open_source(source, len(like)).normal((like[0].numel(),), like.dtype)
-    return normal.sign().to(like.device).view(like.shape)
+def _signs(source: NormalSource, count: int) -> Tensor:
+    """Whether a random sign is positive, (N, count): a byte each, for many are kept."""
+    return source.normal((count,), torch.float32) > 0
