@@ -106,9 +106,9 @@ def test_linear_dynamics_have_no_error_and_their_weight_no_variance() -> None:
     256 modes, in which the two estimators are exact for every probe.
     """
     model = phi4(15, 0.0, 0.0)
-    z = states(model, 3, 4)
+    z = states(model, 2, 4)
     T = 0.9
-    sde, clock, sigma = model.clocked(graded(T, 3))
+    sde, clock, sigma = model.clocked(graded(T, 2))
     path = euler_maruyama(sde, z, clock, generator=torch.Generator().manual_seed(5))
     decays = (1 - path.steps).flip(0).cumprod(0).flip(0)[1:].mean(1)  # of the noise of each step
     decays = torch.cat([decays, torch.ones(1, dtype=torch.float64)])
@@ -123,9 +123,11 @@ def test_linear_dynamics_have_no_error_and_their_weight_no_variance() -> None:
     torch.testing.assert_close(general, expected, rtol=1e-7, atol=1e-7)
 
 
-def nonlinear_path(lmax: int, count: int, *, same: bool) -> tuple[Phi4, torch.Tensor, Path]:
+def nonlinear_path(
+    lmax: int, count: int, *, same: bool, steps: int = 3
+) -> tuple[Phi4, torch.Tensor, Path]:
     model = phi4(lmax, 1.5, 0.7)
-    sde, clock, sigma = model.clocked(graded(0.8, 4))
+    sde, clock, sigma = model.clocked(graded(0.8, steps))
     z = states(model, 1 if same else count, 6, 1.5)
     path = euler_maruyama(sde, z, clock, generator=torch.Generator().manual_seed(7))
     if same:
@@ -135,8 +137,8 @@ def nonlinear_path(lmax: int, count: int, *, same: bool) -> tuple[Phi4, torch.Te
 
 
 def test_sweeps_are_the_general_estimator_probe_by_probe() -> None:
-    model, sigma, path = nonlinear_path(2, 5, same=False)
-    sde = model.clocked(graded(0.8, 4)).sde
+    model, sigma, path = nonlinear_path(2, 5, same=False, steps=2)
+    sde = model.clocked(graded(0.8, 2)).sde
     swept, general = (
         langevin_weight(
             path,
@@ -156,7 +158,7 @@ def test_estimate_is_unbiased_for_the_discrete_weight(lmax: int) -> None:
     model, sigma, path = nonlinear_path(lmax, 2000, same=True)
     d = path.end.shape[1]
     (one, *_) = path.split(1)
-    exact = discrete_weight(model.clocked(graded(0.8, 4)).sde, one)[0]
+    exact = discrete_weight(model.clocked(graded(0.8, 3)).sde, one)[0]
     found = langevin_weight(
         path, sigma, model.curvature, generator=torch.Generator().manual_seed(9), tolerance=1e-6
     )
