@@ -11,7 +11,6 @@ column also for data with the noise's own law at the range log(σ/α) = −4 …
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -30,26 +29,9 @@ SAMPLERS = {
 STEPS = (24, 64, 128)
 
 
-class Impulses:
-    """Draw j is one for sample j and zero for all others."""
-
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def responses(self, sampler: Sampler) -> torch.Tensor:
-        self.count = sampler.steps + 1
-        return sampler.sample((self.count,), generator=self)
-
-    def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        out = torch.zeros(self.count, *event_shape, dtype=dtype)
-        out[self.drawn] = 1
-        self.drawn += 1
-        return out
-
-
 def largest_error(kind: type[Sampler], steps: int | None, denoiser: sd.GaussianDenoiser) -> str:
     sampler = kind(denoiser, steps)
-    variance = Impulses().responses(sampler).square().sum(0)
+    _, variance = sd.bounds.output_law(sampler)
     error = variance / denoiser.covariance.variance - 1
     return f"{100 * float(error[error.abs().argmax()]):+.2f} %"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
+from spherediff.bounds import output_law
 from spherediff.denoise import GaussianDenoiser
 from spherediff.harmonics import expand
 from spherediff.process import (
@@ -196,30 +197,12 @@ def test_simulated_paths_have_the_variance(hurst: float) -> None:
         assert not chi2 / 1.06 > stats.chi2.ppf(2.5e-4, 20_000)  # 6 % off would be seen
 
 
-class Impulses:
-    """Draw j is one for sample j and zero for all others."""
-
-    def __init__(self, draws: int) -> None:
-        self.count, self.drawn = draws, 0
-
-    def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        out = torch.zeros(self.count, *event_shape, dtype=dtype)
-        out[self.drawn] = 1
-        self.drawn += 1
-        return out
-
-
 def target(hurst: float) -> GaussianDenoiser:
     process = FractionalOrnsteinUhlenbeck(
         DampedHeat(0.05, 1.0), NOISE, 5, 5.0, hurst, dtype=torch.float64
     )
     ratio = torch.logspace(-3, 2, 6, dtype=torch.float64)
     return GaussianDenoiser(process, expand(process.field.degree_variance * ratio))
-
-
-def output_variance(sampler: Sampler) -> torch.Tensor:
-    draws = sampler.steps + 1
-    return sampler.sample((draws,), generator=Impulses(draws)).square().sum(0)
 
 
 def limit(denoiser: GaussianDenoiser, kind: type[Sampler]) -> torch.Tensor:
@@ -240,11 +223,11 @@ def test_samplers_keep_the_law_of_every_degree(hurst: float, kind: type[Sampler]
     """Within 1 % at the default steps; second order towards the exact reversal."""
     denoiser = target(hurst)
     exact = limit(denoiser, kind)
-    assert (output_variance(kind(denoiser)) / exact - 1).abs().max() < 0.01
+    assert (output_law(kind(denoiser))[1] / exact - 1).abs().max() < 0.01
     assert (exact / denoiser.covariance.diagonal - 1).abs().max() < 0.02
     steps = np.array([70, 100, 143])
     errors = [
-        float((output_variance(kind(denoiser, int(n))) / exact - 1).square().mean().sqrt())
+        float((output_law(kind(denoiser, int(n)))[1] / exact - 1).square().mean().sqrt())
         for n in steps
     ]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -254,7 +237,7 @@ def test_samplers_keep_the_law_of_every_degree(hurst: float, kind: type[Sampler]
 def test_bridges_sample_it_too() -> None:
     denoiser = target(0.3)
     errors = [
-        (output_variance(Bridge(denoiser, n)) / limit(denoiser, Bridge) - 1).abs().max()
+        (output_law(Bridge(denoiser, n))[1] / limit(denoiser, Bridge) - 1).abs().max()
         for n in (200, 400)
     ]
     assert float(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from spherediff.bounds import output_law
 from spherediff.covariance import Covariance
 from spherediff.denoise import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -187,30 +188,12 @@ def test_pace(name: str) -> None:
     assert float(u[0].max()) == pytest.approx(-5, abs=1e-9)
 
 
-class Impulses:
-    """Draw j is one for sample j and zero for all others."""
-
-    def __init__(self, draws: int) -> None:
-        self.count, self.drawn = draws, 0
-
-    def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        out = torch.zeros(self.count, *event_shape, dtype=dtype)
-        out[self.drawn] = 1
-        self.drawn += 1
-        return out
-
-
 def target(process: ForwardProcess) -> GaussianDenoiser:
     """Ratios of data to noise variance from 10⁻³ to 10² over the degrees."""
     ell = torch.arange(process.field.lmax + 1)
     scale = process.field.degree_variance / process._decay(process._tau(1.0)).square().clamp(min=1)
     ratio = 10 ** (5 * ((3 * ell) % (len(ell))) / (len(ell) - 1) - 3.0)
     return GaussianDenoiser(process, expand(scale * ratio))
-
-
-def output_variance(sampler: Sampler) -> torch.Tensor:
-    draws = sampler.steps + 1
-    return sampler.sample((draws,), generator=Impulses(draws)).square().sum(0)
 
 
 def limits(denoiser: GaussianDenoiser) -> dict[str, torch.Tensor]:
@@ -230,7 +213,7 @@ def limits(denoiser: GaussianDenoiser) -> dict[str, torch.Tensor]:
 def test_default_steps_keep_every_degree_within_one_percent(name: str) -> None:
     denoiser = target(make(name))
     for kind, limit in ((ProbabilityFlow, "flow"), (ReverseSDE, "SDE")):
-        error = output_variance(kind(denoiser)) / limits(denoiser)[limit] - 1
+        error = output_law(kind(denoiser))[1] / limits(denoiser)[limit] - 1
         assert error.abs().max() < 0.01
 
 
@@ -272,7 +255,7 @@ def test_order_of_convergence(kind: str, name: str) -> None:
     steps = np.array([200, 300, 450] if order == 1 else [100, 150, 225])
     errors = [
         float(
-            (output_variance(make_sampler(denoiser, int(n))) / limits(denoiser)[limit] - 1)
+            (output_law(make_sampler(denoiser, int(n)))[1] / limits(denoiser)[limit] - 1)
             .square()
             .mean()
             .sqrt()
