@@ -73,24 +73,24 @@ class Settings:
     archive: int = 1500
     count: int = 750
     chain: int = 400
-    examples: int = 512
-    horizon: float = 2.0
+    examples: int = 320
+    horizon: float = 1.2
     knots: int = 16
-    training: int = 2500
+    training: int = 1500
     batch: int = 128
     degrees: int = 7
     width: int = 16
-    reverse: int = 3
+    reverse: int = 4
     seed: int = 1
 
     @property
     def times(self) -> Tensor:
-        """0 = t_0 < … < t_knots = T, t_k ∝ k²."""
-        return self.horizon * torch.linspace(0, 1, self.knots + 1, dtype=torch.float64) ** 2
+        """0 = t_0 < … < t_knots = T, t_k ∝ k^{3/2}."""
+        return self.horizon * torch.linspace(0, 1, self.knots + 1, dtype=torch.float64) ** 1.5
 
     @property
     def of_data(self) -> dict[str, float]:
-        """What draws and examples depend on."""
+        """What examples depend on."""
         training = ("training", "batch", "degrees", "width", "reverse")
         return {name: value for name, value in asdict(self).items() if name not in training}
 
@@ -170,21 +170,25 @@ class FieldNetwork(nn.Module):
     def forward(self, z: Tensor, log_time: Tensor) -> Tensor:
         std = self._reference[0](log_time.exp())[1]
         drift = self.phi4.gradient(z * std) / self.size
-        low = torch.stack([z, drift], 1)[..., : self.kept]
+        z, drift = z[:, : self.kept], drift[:, : self.kept]
+        # far out the drift confines because it is cubic: what is added to it must not be
+        bounded = drift * (1 + drift.square().mean(1, keepdim=True) / 9).rsqrt()
+        low = torch.stack([z, bounded], 1)
         return harmonics.resize(self.operator(low, log_time)[:, 0], self.phi4.field.lmax)
 
 
 def measures(settings: Settings) -> tuple[Phi4, Phi4]:
     """The measure of the data and that of the forward equation, with one γ."""
     field = sd.GaussianField(sd.WhittleMatern(0.7, 2.0, 1.5), settings.lmax)
-    return Phi4(field, 8.0, 8.0), Phi4(field, 1.0)
+    return Phi4(field, 8.0, 8.0), Phi4(field, 0.5)
 
 
 def draw(
     phi4: Phi4, count: int, settings: Settings, seed: int, name: str, step: float, file: FilePath
 ) -> Tensor:
     """Draws of a measure, with what shows that the chains have forgotten their start."""
-    header = {"seed": seed, "count": count, **settings.of_data}
+    header = {"g": phi4.quartic, "r": phi4.quadratic, "count": count, "h": step, "draw": seed}
+    header |= {"lmax": settings.lmax, "chain": settings.chain, "seed": settings.seed}
     stored = _stored(file, header)
     if stored is not None:
         print(f"{name}: from {file.name}, {virial(phi4, stored['z'])}")
