@@ -216,9 +216,10 @@ class ScoreRegression(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """A plain network for few dimensions: F(z, log t) with SiLU layers and a Fourier embedding.
+    """A plain network for few dimensions: F(z, log t) with SiLU layers.
 
-    Its last layer starts at zero, so the untrained score is that of the reference.
+    Sines and cosines of z and of log t stand beside them.  The last layer starts at zero, so the
+    untrained score is that of the reference.
 
     Args:
         d: dimension of the state.
@@ -227,14 +228,16 @@ class Perceptron(nn.Module):
         generator: of the initial weights.
     """
 
-    frequencies: Tensor
+    slow: Tensor
+    fast: Tensor
 
     def __init__(
         self, d: int, *, width: int = 128, depth: int = 3, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.arange(-3, 2))
-        sizes = [d + 1 + 2 * 5, *[width] * depth]
+        self.register_buffer("slow", 2.0 ** torch.arange(-3, 2))
+        self.register_buffer("fast", 2.0 ** torch.arange(0, 3))
+        sizes = [7 * d + 1 + 2 * 5, *[width] * depth]
         layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
         for layer in layers:
             bound = math.sqrt(3 / layer.in_features)
@@ -246,7 +249,7 @@ class Perceptron(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, z: Tensor, log_time: Tensor) -> Tensor:
-        phase = log_time[:, None] * self.frequencies
+        phase = torch.cat([log_time[:, None] * self.slow, (z[..., None] * self.fast).flatten(1)], 1)
         h = torch.cat([z, log_time[:, None] / 4, phase.sin(), phase.cos()], 1)
         for layer in self.layers:
             h = nn.functional.silu(layer(h))
