@@ -54,7 +54,7 @@ HELD_OUT = 1_000_003
 
 @dataclass(frozen=True)
 class Budget:
-    pool: int = 24_576
+    pool: int = 49_152
     steps: int = 1200
     batch: int = 256
     learning_rate: float = 5e-3
