@@ -142,8 +142,8 @@ class Rotations:
 class FieldNetwork(nn.Module):
     """F(z, log t): a spherical operator on low degrees that sees the field and the drift.
 
-    Above those degrees F is zero, that is, the score the Gaussian one: least squares of the
-    targets on z and the drift leaves less than one per cent of F to be found there.
+    Above those degrees F is zero, that is, the score the linear fit: regressing the targets on z
+    and the drift explains less than one per cent of F there.
 
     Args:
         phi4: of the forward equation.
