@@ -232,8 +232,10 @@ def _require_finite(path: Path) -> None:
 
 
 def _constant(value: Tensor | float) -> Callable[[Tensor], Tensor]:
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
     def constant(t: Tensor) -> Tensor:
-        return torch.as_tensor(value).to(t)
+        return tensor.to(t)
 
     return constant
 
