@@ -16,7 +16,7 @@ Three schemes, for a grid of times that falls from T, each from its own law at t
   is constant and 1 if it depends on the state, two scores a step;
 * Heun's scheme for the flow, of order 2 for every σ, two scores a step.
 
-All products with σ are derivatives of a step along directions; a itself is never formed.
+a itself is formed for its divergence alone, where σ depends on the state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, jvp, vjp, vmap
+from torch.func import jacfwd, vmap
 from tqdm.auto import tqdm
 
 from spherediff.malliavin.sde import SDE
@@ -146,25 +146,12 @@ def probability_flow(
 
 def noise_product(sde: SDE, t: Tensor, x: Tensor, v: Tensor) -> Tensor:
     """σ(t, x) v at times (N,), states (N, d) and directions (N, m), shape (N, d)."""
-
-    def one(t: Tensor, x: Tensor, v: Tensor) -> Tensor:
-        return jvp(lambda dB: sde.step(t, torch.zeros_like(t), x, dB), (v,), (v,))[1]
-
-    return vmap(one)(t, x, v)
+    return vmap(sde.noise)(t, x, v)
 
 
 def covariance_product(sde: SDE, t: Tensor, x: Tensor, v: Tensor) -> Tensor:
     """a(t, x) v = σσᵀv at times (N,), states (N, d) and directions (N, d), shape (N, d)."""
-    m = sde.noise_dimension(t[0], x[0])
-
-    def one(t: Tensor, x: Tensor, v: Tensor) -> Tensor:
-        def noise(dB: Tensor) -> Tensor:
-            return sde.step(t, torch.zeros_like(t), x, dB)
-
-        (pulled,) = vjp(noise, x.new_zeros(m))[1](v)
-        return jvp(noise, (pulled,), (pulled,))[1]
-
-    return vmap(one)(t, x, v)
+    return vmap(sde.noise)(t, x, vmap(sde.pull)(t, x, v))
 
 
 def divergence(sde: SDE, t: Tensor, x: Tensor) -> Tensor:

@@ -73,9 +73,17 @@ class SDE:
 
     def step(self, t: Tensor, h: Tensor, x: Tensor, dB: Tensor) -> Tensor:
         """One Euler–Maruyama step of one state: x + b h + σ ΔB, shape (d,)."""
+        return x + self._drift(t, x) * h + self.noise(t, x, dB)
+
+    def noise(self, t: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """σ v at one time (), one state (d,) and one direction (m,), shape (d,)."""
         sigma = self._sigma(t, x)
-        noise = sigma @ dB if sigma.ndim == 2 else sigma * dB
-        return x + self._drift(t, x) * h + noise
+        return sigma @ v if sigma.ndim == 2 else sigma * v
+
+    def pull(self, t: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """σᵀ v at one time (), one state (d,) and one direction (d,), shape (m,)."""
+        sigma = self._sigma(t, x)
+        return sigma.mT @ v if sigma.ndim == 2 else sigma * v
 
     def noise_dimension(self, t: Tensor, x: Tensor) -> int:
         """Number m of Brownian motions, found from the shapes of the coefficients at one state.
