@@ -40,3 +40,23 @@ def test_the_readme_example_runs_as_written() -> None:
     assert names["x"].shape == (8, 1024)
     assert names["maps"].shape == (8, 49152)
     assert names["y"].shape == (16, 1024)
+
+
+PAGES = [
+    page
+    for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+    if "```python\n" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_the_pages_run_as_written(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
+    code = "\n".join(block.split("```")[0] for block in blocks)
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(code, page.name, "exec"), {})
+    finally:
+        plt.close("all")
