@@ -2,13 +2,17 @@
 
     python experiments/malliavin_weights.py --directory OUT
 
-The equation is dX = (sin WX − X/2) dt + σ dB with a dense random W, started at random points; σ is
-1 (additive noise) or 1 + 0.3 sin x_i (multiplicative).  Printed are
+The equation is dX = (sin WX − X/2) dt + σ dB with a dense random W, started at one point; σ is 1
+(additive noise) or 1 + 0.3 sin x_i (multiplicative).  Printed are
 
-* seconds for 1000 paths and growth of the peak memory, each in a process of its own;
+* seconds for 1000 paths, scaled from 50 where one path is dear, and growth of the peak memory, each
+  in a process of its own;
 * the mean square of a component of the weight times the variance of that component of X_T.  It
   is 1 for a Gaussian law, where the weight is a function of the noise with nothing to average, and
-  what is above 1 is what a regression has to average over.
+  what is above 1 is what a regression has to average over;
+* the correlation of each formula with the discrete weight, path by path.
+
+The figure weights.png shows cost against dimension and variance against time.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
@@ -45,6 +50,13 @@ DIMENSIONS = {
     ESTIMATED: (1, 4, 16, 64, 256, 1024),
 }
 STEPS, HORIZONS = (16, 64, 256), (0.01, 0.1, 1.0, 4.0)
+STYLE = {
+    "variation": ("#0072B2", "o"),
+    "Bismut–Elworthy–Li": ("#D55E00", "s"),
+    "discrete": ("#009E73", "^"),
+    "autodiff": ("#E69F00", "v"),
+    ESTIMATED: ("#CC79A7", "D"),
+}
 Case = tuple[str, bool, int, int, float, int]
 
 
@@ -61,7 +73,7 @@ def measure(case: Case) -> dict[str, float]:
     name, additive, d, steps, horizon, count = case
     torch.set_num_threads(1)
     sde, generator = equation(d, additive), torch.Generator().manual_seed(0)
-    x0 = torch.randn(count, d, generator=generator)
+    x0 = torch.linspace(-1, 1, d).expand(count, d)
 
     def weight(paths: int) -> tuple[torch.Tensor, torch.Tensor]:
         path = malliavin.euler_maruyama(
@@ -78,7 +90,7 @@ def measure(case: Case) -> dict[str, float]:
     size = delta.square().mean(0) * end.var(0)
     return {
         "seconds": seconds * 1000 / count,
-        "megabytes": (peak() - before) * 1000 / count,
+        "megabytes": peak() - before,
         "size": float(size.mean()),
     }
 
@@ -105,7 +117,7 @@ def run(cases: list[Case], directory: Path) -> dict[Case, dict[str, float]]:
 
 
 def paths_for(name: str, d: int) -> int:
-    return 200 if name == "autodiff" or d >= 256 else 1000
+    return 50 if name == "autodiff" or d >= 256 else 1000
 
 
 def by_dimension(quick: bool) -> list[Case]:
@@ -126,7 +138,7 @@ def by_steps(quick: bool) -> list[Case]:
 def by_horizon(quick: bool) -> list[Case]:
     names = [n for n in DIMENSIONS if n != "autodiff"]
     return [
-        (name, additive, 2, 64, T, 1000 if quick else 4000)
+        (name, additive, 2, 64, T, 1000 if quick else 2000)
         for additive in (True, False)
         for name in names
         for T in HORIZONS
@@ -144,6 +156,51 @@ def table(title: str, found: dict[Case, dict[str, float]], column: int, quantity
         print(f"{label:32s}" + "".join(cells))
 
 
+def correlations() -> None:
+    """Correlation with the discrete weight over 2000 paths of two components."""
+    print("\ncorrelation with the discrete weight (d = 2, T = 1)")
+    print(f"{'':32s}" + "".join(f"{n:>12d}" for n in STEPS))
+    for additive in (True, False):
+        for name in ("variation", "Bismut–Elworthy–Li"):
+            cells = (f"{correlation(name, additive, n):12.5f}" for n in STEPS)
+            label = f"{name}, {'additive' if additive else 'multiplicative'}"
+            print(f"{label:32s}" + "".join(cells))
+
+
+def correlation(name: str, additive: bool, steps: int) -> float:
+    sde, generator = equation(2, additive), torch.Generator().manual_seed(0)
+    x0 = torch.linspace(-1, 1, 2).expand(2000, 2)
+    path = malliavin.euler_maruyama(sde, x0, torch.linspace(0, 1, steps + 1), generator=generator)
+    pair = [SMALL[kind](sde, path).flatten() for kind in (name, "discrete")]
+    return float(torch.corrcoef(torch.stack(pair))[0, 1])
+
+
+def draw(
+    by_d: dict[Case, dict[str, float]], by_T: dict[Case, dict[str, float]], file: Path
+) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for name, (color, marker) in STYLE.items():
+        for axes, found, column, quantity in (
+            (left, by_d, 2, "seconds"),
+            (right, by_T, 4, "size"),
+        ):
+            points = [(c[column], r[quantity]) for c, r in found.items() if c[:2] == (name, False)]
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.loglog(x, y, color=color, marker=marker, label=name)
+    left.set(xlabel="dimension d", ylabel="seconds for 1000 paths", title="Cost, 32 steps")
+    right.set(
+        xlabel="time T",
+        ylabel="E δ² · Var X",
+        title="Size of the weight (1: a Gaussian law), d = 2",
+    )
+    for axes in (left, right):
+        axes.grid(color="0.9")
+    left.legend(frameon=False)
+    with atomic_write(file) as path:
+        figure.savefig(path, dpi=150, format="png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, default=Path("malliavin-weights"))
@@ -157,10 +214,12 @@ def main() -> None:
     found = run([*dimension, *steps, *horizon], arguments.directory)
     by_d, by_n, by_T = ({c: found[c] for c in cases} for cases in (dimension, steps, horizon))
     table("seconds for 1000 paths against d (32 steps, T = 1)", by_d, 2, "seconds")
-    table("megabytes for 1000 paths against d", by_d, 2, "megabytes")
+    table("growth of the peak memory in MB against d", by_d, 2, "megabytes")
     table("mean square × variance against d", by_d, 2, "size")
     table("seconds for 1000 paths against the steps (d = 2, T = 1)", by_n, 3, "seconds")
     table("mean square × variance against T (d = 2, 64 steps)", by_T, 4, "size")
+    correlations()
+    draw(by_d, by_T, arguments.directory / "weights.png")
 
 
 if __name__ == "__main__":
