@@ -33,6 +33,10 @@ _MAX_ITERATIONS = 100
 # Numbers of rings × orders that are held at once: more are no faster, but take more memory.
 _LARGEST_SUMS = 2_200_000
 
+# Bytes of them: glibc returns blocks from 32 MiB on to the system at once, and every call would
+# have all their pages mapped anew.
+_LARGEST_BLOCK = 30_000_000
+
 
 class Solution(NamedTuple):
     """Coefficients by least squares, and how well they solve the normal equations.
@@ -109,7 +113,7 @@ class HEALPix(Grid):
     def _synthesis(self, a: Tensor) -> Tensor:
         packed = _packed.pack(a)
         maps = _packed.empty_maps(packed, self.shape)
-        for rings in self._ring_bands(_packed.band_limit(a)):
+        for rings in self._ring_bands(_packed.band_limit(a), packed.itemsize):
             ducc0.sht.synthesis(
                 alm=packed,
                 map=maps,
@@ -124,13 +128,14 @@ class HEALPix(Grid):
             values = values.index_select(-1, self._ring_of_nested.to(values.device))
         return values
 
-    def _ring_bands(self, lmax: int) -> list[dict[str, NDArray[Any]]]:
+    def _ring_bands(self, lmax: int, itemsize: int) -> list[dict[str, NDArray[Any]]]:
         """The rings in a few parts, mirrored pairs together, which share their Legendre functions.
 
         ducc0 holds Σ_ℓ λ_ℓm(θ) a_ℓm for all rings and orders of a call.
         """
         count = len(self._rings["theta"])
-        parts = math.ceil(count * (lmax + 1) / _LARGEST_SUMS)
+        largest = min(_LARGEST_SUMS, _LARGEST_BLOCK / itemsize)
+        parts = math.ceil(count * (lmax + 1) / largest)
         northern = np.array_split(np.arange((count + 1) // 2), parts)
         bands = [np.union1d(north, count - 1 - north) for north in northern if len(north)]
         return [{key: column[band] for key, column in self._rings.items()} for band in bands]
