@@ -217,6 +217,7 @@ def main() -> None:
     table("growth of the peak memory in MB against d", by_d, 2, "megabytes")
     table("mean square × variance against d", by_d, 2, "size")
     table("seconds for 1000 paths against the steps (d = 2, T = 1)", by_n, 3, "seconds")
+    table("mean square × variance against the steps (d = 2, T = 1)", by_n, 3, "size")
     table("mean square × variance against T (d = 2, 64 steps)", by_T, 4, "size")
     correlations()
     draw(by_d, by_T, arguments.directory / "weights.png")
