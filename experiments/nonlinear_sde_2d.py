@@ -47,6 +47,7 @@ from spherediff.malliavin.regression import (
     score_targets,
 )
 from spherediff.malliavin.reverse import power_times, reverse_heun
+from spherediff.streams import PlainDraws
 
 SMALLEST, LARGEST = 1e-3, 4.0
 HELD_OUT = 1_000_003
@@ -172,17 +173,6 @@ def sliced_wasserstein(x: Tensor, y: Tensor) -> float:
 # ---- one run ----
 
 
-@dataclass
-class Normals:
-    """Plain draws: quicker than a stream for each sample."""
-
-    generator: torch.Generator
-    count: int
-
-    def normal(self, event_shape, dtype):
-        return torch.randn(self.count, *event_shape, dtype=dtype, generator=self.generator)
-
-
 def run(name: str, method: str, seed: int, budget: Budget) -> dict:
     start = time.process_time()
     generator = torch.Generator().manual_seed(seed)
@@ -200,7 +190,7 @@ def run(name: str, method: str, seed: int, budget: Budget) -> dict:
     trained = time.process_time()
     times = power_times(LARGEST, SMALLEST, budget.reverse_steps, dtype=torch.float32)
     x = process.invariant(budget.samples, 2, generator=generator)
-    noise = Normals(generator, budget.samples)
+    noise = PlainDraws(generator, budget.samples)
     with torch.no_grad():
         samples = reverse_heun(process.sde, model, x, times, generator=noise)
     sampled = time.process_time()

@@ -146,8 +146,8 @@ def _packed_band_limit(size: int) -> int:
 
 # The work goes by blocks, so that indices and temporaries stay small beside a large field, and
 # by groups of rows: many short rows at once are several times faster than one by one, while
-# long rows are best taken singly and as vectors.  The indices of all
-# blocks are kept up to lmax 1024.
+# long rows are best taken singly and as vectors.  The indices of all blocks are kept up to lmax
+# 1024.
 _BLOCK = 2**16
 
 

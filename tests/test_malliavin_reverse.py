@@ -20,21 +20,11 @@ from spherediff.malliavin.reverse import (
     reverse_heun,
     stratonovich,
 )
+from spherediff.streams import PlainDraws
 
 DOUBLE = torch.float64
 # Kolmogorov–Smirnov tests below fail by chance once in 10⁴ seeds each; their seeds are fixed.
 LEVEL = 1e-4
-
-
-@dataclass
-class Normals:
-    """Plain draws, quicker than a stream for each sample."""
-
-    generator: torch.Generator
-    count: int
-
-    def normal(self, event_shape, dtype):
-        return torch.randn(self.count, *event_shape, dtype=dtype, generator=self.generator)
 
 
 def order(steps, errors):
@@ -220,7 +210,7 @@ def test_double_well_in_equilibrium_stays(sampler):
         lambda x, t: process.invariant_score(x),
         x,
         times,
-        generator=Normals(generator, count),
+        generator=PlainDraws(generator, count),
     )
     fresh = process.invariant(100_000, 1, generator=generator, dtype=DOUBLE)[:, 0]
     assert (y - x).abs().mean() > 0.3
@@ -244,7 +234,7 @@ def test_tanh_drift_comes_back_to_its_data(sampler):
         lambda x, t: torch.tanh(x) - x / (s + t[:, None]),
         law(1.0),
         torch.linspace(1, 0, 51, dtype=DOUBLE),
-        generator=Normals(generator, count),
+        generator=PlainDraws(generator, count),
     )
 
     def distribution(x):
@@ -268,7 +258,7 @@ def test_invariant_laws(process, law):
     assert draws[:, 0].numpy() == pytest.approx(law.ppf(uniform[:, 0].numpy()), abs=1e-3)
     x0 = torch.full((count, 1), 1.5, dtype=DOUBLE)
     times = torch.linspace(0, 5, 201, dtype=DOUBLE)
-    path = euler_maruyama(process.sde, x0, times, generator=Normals(generator, count))
+    path = euler_maruyama(process.sde, x0, times, generator=PlainDraws(generator, count))
     assert stats.kstest(path.end[:, 0].numpy(), law.cdf).pvalue > LEVEL
     assert stats.kstest(path.states[20, :, 0].numpy(), law.cdf).pvalue < 1e-6
 

@@ -178,7 +178,6 @@ class Train:
             evaluate_every=self.evaluate_every,
             patience=self.patience,
             checkpoint_every=self.checkpoint_every,
-            # so that a judgement on held-out samples never lacks the training loss beside it
             seed=self.seed,
         )
 

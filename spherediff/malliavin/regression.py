@@ -24,7 +24,7 @@ for every process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from spherediff.malliavin.sde import SDE, Path, euler_maruyama
 from spherediff.malliavin.weights import discrete_weight
+from spherediff.streams import PlainDraws
 
 Frame = Callable[[Tensor, Tensor], Tensor]
 Weight = Callable[[SDE, Path], Tensor]
@@ -108,7 +109,9 @@ def score_targets(
         members = (doublings == doubling).nonzero()[:, 0]
         share = torch.linspace(0, 1, (steps << doubling) + 1, dtype=x0.dtype, device=x0.device)
         times = share[:, None] * horizons[members].to(x0)
-        path = euler_maruyama(sde, x0[members], times, generator=_Noise(generator, len(members)))
+        path = euler_maruyama(
+            sde, x0[members], times, generator=PlainDraws(generator, len(members))
+        )
         states[members], targets[members] = path.end, -weight(sde, path)
     return Examples(horizons.to(x0), states, targets)
 
@@ -314,17 +317,6 @@ def fit_score(
         for parameter, mean in zip(model.network.parameters(), average, strict=True):
             parameter.copy_(mean)
     return values.tolist()
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """Draws for all paths at once: training asks for many, and not for streams of their own."""
-
-    generator: torch.Generator
-    paths: int
-
-    def normal(self, event_shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.randn(self.paths, *event_shape, dtype=dtype, generator=self.generator)
 
 
 def _minibatches(examples: Examples, generator: torch.Generator) -> Callable[[int], Examples]:

@@ -128,6 +128,11 @@ class Path:
         return self.times.diff(dim=0)
 
     @property
+    def noise(self) -> Tensor:
+        """ξ = ΔB/√h, standard normal, shape (n, N, m)."""
+        return self.increments / self.steps.sqrt()[..., None]
+
+    @property
     def end(self) -> Tensor:
         """X_T, shape (N, d)."""
         return self.states[-1]

@@ -52,7 +52,7 @@ def autodiff_weight(sde: SDE, path: Path) -> Tensor:
     root = path.steps.sqrt()
 
     def jacobian(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
-        return jacrev(lambda xi: _end(sde, x0, times, root, xi))(xi).flatten(1)
+        return jacrev(lambda xi: _end(sde.step, x0, times, root, xi))(xi).flatten(1)
 
     def covariance(x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
         J = jacobian(x0, times, root, xi)
@@ -67,7 +67,7 @@ def autodiff_weight(sde: SDE, path: Path) -> Tensor:
         trace = torch.einsum("slksl->k", jacfwd(field)(xi))
         return torch.einsum("slk,sl->k", field(xi), xi) - trace
 
-    everywhere = (path.states[0], path.times, root, path.increments / root[..., None])
+    everywhere = (path.states[0], path.times, root, path.noise)
     places = (0, 1, 1, 1)
     require_regular(vmap(covariance, places, chunk_size=_PATHS_AT_ONCE)(*everywhere))
     return vmap(weight, places, chunk_size=_PATHS_AT_ONCE)(*everywhere)
@@ -171,7 +171,7 @@ def _estimate(
             )
         return found.solution
 
-    total = at.along(path.increments / path.steps.sqrt()[..., None])
+    total = at.along(path.noise)
     for signs in probes:
         y, z = (2 * sign.to(total) - 1 for sign in signs)
         twist = at.along(at.gradient(solve(y), at.transpose(y)))
@@ -184,16 +184,12 @@ class _Autodiff:
     """Derivatives by ``torch.func``."""
 
     def __init__(self, sde: SDE, path: Path) -> None:
-        root = path.steps.sqrt()
-        step = vmap(sde.step)
+        root, step = path.steps.sqrt(), vmap(sde.step)
 
         def phi(xi: Tensor) -> Tensor:
-            x = path.states[0]
-            for t, r, noise in zip(path.times[:-1], root, xi, strict=True):
-                x = step(t, r.square(), x, r[:, None] * noise)
-            return x
+            return _end(step, path.states[0], path.times, root, xi)
 
-        self._phi, self._xi = phi, path.increments / root[..., None]
+        self._phi, self._xi = phi, path.noise
         self._back = vjp(phi, self._xi)[1]
 
     def along(self, p: Tensor) -> Tensor:
@@ -212,11 +208,13 @@ class _Autodiff:
         return lambda xi: jvp(self._phi, (xi,), (p,))[1]
 
 
-def _end(sde: SDE, x0: Tensor, times: Tensor, root: Tensor, xi: Tensor) -> Tensor:
-    """Φ of one path."""
+def _end(
+    step: Callable[..., Tensor], x0: Tensor, times: Tensor, root: Tensor, xi: Tensor
+) -> Tensor:
+    """Φ(ξ), of one path or of many, as ``step`` takes one or many."""
     x = x0
     for t, r, noise in zip(times[:-1], root, xi, strict=True):
-        x = sde.step(t, r.square(), x, r * noise)
+        x = step(t, r.square(), x, r[..., None] * noise)
     return x
 
 

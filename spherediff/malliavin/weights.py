@@ -113,11 +113,8 @@ def malliavin_covariance(sde: SDE, path: Path) -> Tensor:
 
 
 def _variation_weight(sde: SDE, path: Path) -> Tensor:
-    linear, h = linearise(sde, path), path.steps
-    Y = first_variation(linear)
-    Z = second_variation(linear, Y)
-    inverse = torch.linalg.inv(Y)
-    V = inverse[:-1] @ linear.sigma
+    linear, Y, Z, inverse, V = _variations(sde, path)
+    h = path.steps
     squares = torch.einsum("sp,spil,spjl->spij", h, V, V)
     C = squares.sum(0)
     require_regular(Y[-1] @ C @ Y[-1].mT)
@@ -136,14 +133,10 @@ def _variation_weight(sde: SDE, path: Path) -> Tensor:
 
 
 def _bismut_elworthy_li_weight(sde: SDE, path: Path, w: Callable[[Tensor], Tensor]) -> Tensor:
-    linear, h = linearise(sde, path), path.steps
-    Y = first_variation(linear)
-    Z = second_variation(linear, Y)
-    inverse = torch.linalg.inv(Y)
-    V = inverse[:-1] @ linear.sigma
+    linear, Y, Z, inverse, V = _variations(sde, path)
     elapsed = (path.times[:-1] - path.times[0]) / (path.times[-1] - path.times[0])
     share = w(elapsed)
-    total = (share * h).sum(0)
+    total = (share * path.steps).sum(0)
     if not bool((total.abs() > 0).all()):
         raise ValueError("expected a weight function w with an integral other than zero")
     require_regular((linear.sigma @ linear.sigma.mT).flatten(0, 1), "σσᵀ")
@@ -151,6 +144,14 @@ def _bismut_elworthy_li_weight(sde: SDE, path: Path, w: Callable[[Tensor], Tenso
     F = inverse[-1]
     G = _tangent(linear, Y[:-1], Z[:-1], inverse[:-1], V)
     return _divergence(path, adapted, F, -_second(Y, Z, inverse, G, V, F))
+
+
+def _variations(sde: SDE, path: Path) -> tuple[Linearisation, Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives of the steps, Y, Z, Y⁻¹ and V = Y⁻¹σ."""
+    linear = linearise(sde, path)
+    Y = first_variation(linear)
+    inverse = torch.linalg.inv(Y)
+    return linear, Y, second_variation(linear, Y), inverse, inverse[:-1] @ linear.sigma
 
 
 def _tangent(linear: Linearisation, Y: Tensor, Z: Tensor, inverse: Tensor, V: Tensor) -> Tensor:

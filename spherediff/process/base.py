@@ -65,13 +65,12 @@ class ForwardProcess:
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """σ_i(t), broadcasting against a state."""
-        return self._place(self._gathered(self._tau(t)).sqrt()) * self._amplitude
+        return self._noise_std(self._tau(t))
 
     def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(α(t), σ(t)), both broadcasting against a state."""
         tau = self._tau(t)
-        sigma = self._place(self._gathered(tau).sqrt()) * self._amplitude
-        return self._place(self._decay(tau)), sigma
+        return self._place(self._decay(tau)), self._noise_std(tau)
 
     def log_snr_gain(self, t: Tensor | float, s: Tensor | float) -> Tensor:
         """h_i = log(α/σ)(s) − log(α/σ)(t), positive for s < t, broadcasting against a state.
@@ -149,6 +148,10 @@ class ForwardProcess:
 
     def _noise_variance(self, tau: Tensor) -> Tensor:
         return self._power.to(tau.device) * self._gathered(tau)
+
+    def _noise_std(self, tau: Tensor) -> Tensor:
+        """√(q V) of each coefficient, in the precision of states."""
+        return self._place(self._gathered(tau).sqrt()) * self._amplitude
 
     def _level(self, tau: Tensor) -> Tensor:
         """½ log V + λτ, that is log(σ/α) up to a constant."""

@@ -78,8 +78,7 @@ class LinearProcess(ForwardProcess):
         if (elapsed < 0).any():
             raise ValueError(f"expected s ≤ t, got s={s}, t={t}")
         alpha = self._place(self._decay(elapsed))
-        sigma = self._place(self._gathered(elapsed).sqrt()) * self._amplitude
-        return alpha * x + sigma * self._white(x, generator)
+        return alpha * x + self._noise_std(elapsed) * self._white(x, generator)
 
 
 class OrnsteinUhlenbeck(LinearProcess):
