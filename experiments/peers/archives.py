@@ -8,7 +8,7 @@ and scale are fitted to both together.  Test maps are for the final table alone.
 
 | name | variables | yearly cycle | validation | test |
 |---|---|---|---|---|
-| pr | log(1 + pr/0.5 mm) of the daily archive | 3 harmonics | last tenth of the rest | years 9, 10 |
+| pr | log(1 + pr/0.5 mm), daily | 3 harmonics | last tenth of the rest | years 9, 10 |
 | tas, u250 | of the daily archive | 3 harmonics | the same | the same |
 | daily | tas, u250, pr jointly | 3 harmonics | the same | the same |
 | ensemble | annual tas of a model's ensemble | constant | one member | one member |

@@ -1,0 +1,175 @@
+"""Methods that need no network, and ours.
+
+All see standardised anomalies x of shape (N, channels, n) and draw in the same units.
+
+    isotropic   x_{ℓm} ~ N(0, C_ℓ), C_ℓ = (N(2ℓ+1))⁻¹ Σ_{k,m} x_{k,ℓm} x_{k,ℓm}ᵀ
+    gaussian    x ~ N(x̄, S), S the sample covariance with shrunk correlations
+    bootstrap   x one of the known maps
+    spherediff  the package's own model and training
+
+What does not tune itself on validation maps uses them as training maps.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff.covariance import Covariance
+from spherediff.data import Encoder
+from spherediff.gaussian import MultivariateGaussianField
+from spherediff.model import Model
+from spherediff.train import TrainConfig, train
+
+
+class Emulator(Protocol):
+    """Something that learns the law of an archive.
+
+    Attributes:
+        budgeted: whether it uses the training time it is given.
+    """
+
+    budgeted: ClassVar[bool]
+
+    def fit(
+        self, training: Tensor, validation: Tensor, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        """Learn from maps (N, channels, n).
+
+        Args:
+            training: to learn from.
+            validation: to stop or tune by.
+            seconds: wall-clock budget.
+            seed: of all randomness.
+
+        Returns:
+            What is worth recording, JSON-able; ``steps`` where there are any.
+        """
+        ...
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Draw maps, (count, channels, n)."""
+        ...
+
+
+class IsotropicGaussian:
+    """An isotropic Gaussian field with the archive's spectra and cross spectra (``synfast``)."""
+
+    budgeted = False
+
+    def fit(
+        self, training: Tensor, validation: Tensor, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        self.field = MultivariateGaussianField(
+            cross_spectrum(torch.cat([training, validation])), dtype=torch.float32
+        )
+        return {}
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        return self.field.sample((count,), generator=torch.Generator().manual_seed(seed))
+
+
+class FullGaussian:
+    """A Gaussian with the archive's covariance, correlations shrunk (Schäfer & Strimmer 2005)."""
+
+    budgeted = False
+
+    def fit(
+        self, training: Tensor, validation: Tensor, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        known = torch.cat([training, validation])
+        self.mean, self.covariance = known.mean(0), Covariance.shrunk(known)
+        return {"rank": len(self.covariance.factor)}
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        D, U = self.covariance.diagonal, self.covariance.factor
+        local = torch.randn(count, *D.shape, generator=generator)
+        shared = torch.randn(count, len(U), generator=generator)
+        return self.mean + D.sqrt() * local + torch.tensordot(shared, U, dims=1)
+
+
+class Bootstrap:
+    """The known maps again, drawn with replacement: the perfect memoriser."""
+
+    budgeted = False
+
+    def fit(
+        self, training: Tensor, validation: Tensor, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        self.known = torch.cat([training, validation])
+        return {}
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return self.known[torch.randint(len(self.known), (count,), generator=generator)]
+
+
+class SphereDiff:
+    """The package's model as it comes: its defaults, with as many steps as the time allows.
+
+    The schedule of the learning rate wants the number of steps beforehand, so the speed is measured
+    first, at the expense of the budget.
+    """
+
+    budgeted = True
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def fit(
+        self, training: Tensor, validation: Tensor, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        start = time.perf_counter()
+        step, judgement = self._speed(training, validation, seed)
+        self.model = Model.build(self.encoder, training, seed=seed)
+        every = TrainConfig().evaluate_every
+        left = seconds - (time.perf_counter() - start) - judgement
+        config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
+        with tempfile.TemporaryDirectory() as directory:
+            result = train(self.model.denoiser, training, validation, config, directory)
+        parameters = sum(p.numel() for p in self.model.denoiser.network.parameters())
+        return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return self.model.sample(count, generator=generator, progress=True).cpu()
+
+    def _speed(self, training: Tensor, validation: Tensor, seed: int) -> tuple[float, float]:
+        """Seconds of a step, and of a judgement on the validation maps.
+
+        A run of k steps takes k steps and two judgements, one before and one after them.
+        """
+        few, many = 5, 25
+        model = Model.build(self.encoder, training, seed=seed)
+        took = [
+            _seconds_of_run(model, training, validation, steps, seed) for steps in (1, few, many)
+        ][1:]  # the first one also pays for tables and caches
+        step = max((took[1] - took[0]) / (many - few), 1e-4)
+        return step, max((took[0] - few * step) / 2, 0.0)
+
+
+def _seconds_of_run(
+    model: Model, training: Tensor, validation: Tensor, steps: int, seed: int
+) -> float:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        config = TrainConfig(steps=steps, seed=seed)
+        train(model.denoiser, training, validation, config, directory, progress=False)
+    return time.perf_counter() - start
+
+
+def cross_spectrum(x: Tensor) -> Tensor:
+    """C_ℓ^{cd} = (N(2ℓ+1))⁻¹ Σ_{k,m} x^c x^d, float64, shape (lmax + 1, channels, channels)."""
+    x = x.double()
+    lmax = harmonics.band_limit(x.shape[-1])
+    products = torch.einsum("kcn,kdn->ncd", x, x) / len(x)
+    degree = torch.as_tensor(harmonics.degrees(lmax))
+    total = products.new_zeros(lmax + 1, *products.shape[1:]).index_add(0, degree, products)
+    return total / (2 * torch.arange(lmax + 1) + 1)[:, None, None]
