@@ -62,7 +62,7 @@ def errors(denoiser: Denoiser, judge: NeuralDenoiser, x0: Tensor, level: float) 
     for maps in [*x0.split(64)] * 2:
         t = denoiser.process.time_of(torch.full((1, 1), level))
         x = denoiser.process.noised(maps, t, generator=generator)
-        _, error_std, _ = judge.precondition(x, t)
+        error_std = judge.reference.std * judge.reference.angle(t).sin
         error = denoiser(x, t) - maps
         plain += error.double().square().sum().item()
         weighted += (error / error_std).double().square().sum().item()

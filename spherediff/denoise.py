@@ -22,6 +22,7 @@ from spherediff.chaos import ChaosDensity
 from spherediff.covariance import Covariance
 from spherediff.gaussian import check_coefficients
 from spherediff.process import ForwardProcess
+from spherediff.reference import Reference
 
 
 class Denoiser:
@@ -36,6 +37,25 @@ class Denoiser:
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
         raise NotImplementedError
+
+    @property
+    def reference(self) -> Reference:
+        """The Gaussian law that samplers integrate exactly; γ unless the data's is known better."""
+        C = self.process.field.variance_per_coefficient
+        return Reference(self.process, C.new_zeros(()), C)
+
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """F(z, t) in m = w + √p F: what is not linear, relative to :attr:`reference`, t > 0.
+
+        Args:
+            z: standardised states, see :class:`~spherediff.reference.Reference`.
+            t: time.
+
+        Returns:
+            Shape of ``z``; of order one at every time and in every degree.
+        """
+        reference = self.reference
+        return reference.residual(self(reference.state(z, t), t), z, t)
 
     def score(self, x: Tensor, t: Tensor | float) -> Tensor:
         """∇log p_t(x) = (α m − x)/σ², t > 0."""
@@ -318,17 +338,12 @@ class ChaosDenoiser(Denoiser):
 
 
 class NeuralDenoiser(torch.nn.Module, Denoiser):
-    """A network, preconditioned in every coefficient: m = w + √p ⊙ F(c_in ⊙ (x − αμ), log(s/α)).
+    """A network, preconditioned in every coefficient: m = w + √p ⊙ F(z, log(s/α)).
 
-    With μ_i, v_i the mean and variance of the data's coefficient i,
-
-        w_i = μ_i + αv_i/(α²v_i + σ_i²)·(x_i − αμ_i)   the best linear denoiser,
-        p_i = v_iσ_i²/(α²v_i + σ_i²)                   its error variance,
-        c_in,i = (α²v_i + σ_i²)^{−1/2},
-
-    which is the preconditioning of Karras et al. (2022, arXiv 2206.00364, Table 1) carried to a
-    Hilbert space: for Gaussian data the target (X_0 − w)/√p of F has unit variance at every scale
-    and every time, and F = 0 is already the exact Gaussian emulator.
+    The reference N(μ, v) has the mean and variance of the data's coefficients.  So z, the input of
+    the network, has unit variance, and so has for Gaussian data its target, (X_0 − w)/√p, at every
+    scale and every time; F = 0 is already the exact Gaussian emulator
+    (:mod:`spherediff.reference`).
 
     Args:
         process: the forward process, with a channel axis: event shape (channels, n).
@@ -370,27 +385,22 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         self.register_buffer("mean", mean.to(**place))
         self.register_buffer("variance", variance.to(**place))
 
+    @property
+    def reference(self) -> Reference:
+        """N(μ, v)."""
+        return Reference(self.process, self.mean, self.variance)
+
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
         check_coefficients(self.process.field, x, "denoiser")
-        wiener, error_std, inputs = self.precondition(x, t)
-        return wiener + error_std * self.residual(inputs, t)
+        reference = self.reference
+        z = reference.standardise(x, t)
+        return reference.estimate(self.residual(z, t), z, t)
 
-    def residual(self, inputs: Tensor, t: Tensor | float) -> Tensor:
-        """F(inputs, log(s/α)): the learned part in units of √p, shape of ``inputs``.
-
-        ``inputs`` are c_in ⊙ (x − αμ), the last that :meth:`precondition` returns.
-        """
-        log_noise = self.process.log_noise(t).to(inputs)
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """F(z, log(s/α)): the network's output."""
+        log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
-        log_noise = log_noise.expand(inputs.shape[:-1])[..., 0]
-        fields = inputs.reshape(-1, *self.process.event_shape)
-        return self.network(fields, log_noise.reshape(-1)).reshape(inputs.shape)
-
-    def precondition(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """(w, √p, c_in ⊙ (x − αμ)) at the state ``x``, all of its shape or broadcasting to it."""
-        alpha, sigma = self.process.marginal(t)
-        total = alpha.square() * self.variance + sigma.square()
-        centred = x - alpha * self.mean
-        wiener = self.mean + alpha * self.variance / total * centred
-        return wiener, sigma * (self.variance / total).sqrt(), centred / total.sqrt()
+        log_noise = log_noise.expand(z.shape[:-1])[..., 0]
+        fields = z.reshape(-1, *self.process.event_shape)
+        return self.network(fields, log_noise.reshape(-1)).reshape(z.shape)

@@ -4,22 +4,30 @@ The reverse of dX = −λX dτ + √q dW and its probability flow are, with τ r
 
     dY = (λY + q∇log p(Y)) dτ + √q dW,    dY = (λY + ½q∇log p(Y)) dτ,    Y_0 ~ γ;
 
-for Greco's process (arXiv 2505.13189) λY + q∇log p = −Y + 2 D log h.  In terms of the denoiser m
-both have an exact linear part, which holds coefficient by coefficient for any α and σ with α/σ
-falling: processes that are not Markov have a Markov twin with the same law at every time.  Between
-two times t > s, with h = λ_s − λ_t > 0 the gain in λ = log(α/σ), m held at D:
+for Greco's process (arXiv 2505.13189) λY + q∇log p = −Y + 2 D log h.  Both are
+integrated in the angle ψ between signal and noise of :mod:`spherediff.reference`, coefficient by
+coefficient, for any α and σ with α/σ falling: processes that are not Markov have a Markov twin with
+the same law at every time.  With z = (x − αμ)/√V and the residual F of the denoiser,
 
-    flow   x_s = (σ_s/σ_t) x_t + α_s (1 − e^{−h}) D,
-    SDE    x_s = e^{−h} (σ_s/σ_t) x_t + α_s (1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) ξ.
+    flow   dz = −F dψ,
+    SDE    dz = −(2F + z tan ψ) dψ + √(2 tan ψ) dW   (ψ falling, dW² = |dψ|),
 
-D = m(x_t, t) gives order one.  The multistep rule D = m_t + (h/2h₋)(m_t − m₋), with the previous
-m₋ and step h₋, gives order two for one evaluation a step (Lu et al. 2022, arXiv 2211.01095).
+so that between two times t > s, with h = log(α/σ)(s) − log(α/σ)(t) > 0 and F held at D,
 
-All samplers step evenly in the schedule's log noise level, for Greco's process −λ itself; where
-degrees turn into noise at different times h differs between them, and the schedule sees to it that
-no h is large for a degree in passage.  They arrive at the data by Heun's rule
-for the flow in the variable σ/α, whose slope is known to vanish at the end: with
-d(x/α)/d(σ/α) = (x/α − m)/(σ/α), the last step to σ = 0 is x_0 = ½(m + x/α).
+    flow   z_s = z_t + (ψ_t − ψ_s) D,
+    SDE    z_s = √(1 − b²) z_t + 2 cos ψ_s b²/(sin ψ_t + sin ψ_s) D + b ξ,
+           b² = sin²ψ_t (1 − e^{−2h}).
+
+For data of the reference's own law D = 0 and both are exact in any number of steps; for any
+denoiser, what is close to the reference, as high degrees are, is kept at any number of steps.
+
+D = F_t gives order one.  The multistep rule D = F_t + (Δ/2Δ₋)(F_t − F₋), with the previous F₋ and
+step Δ₋ in ψ, gives order two for one evaluation a step, as in Lu et al. (2022, arXiv 2211.01095).
+
+All samplers step evenly in the schedule's log noise level, for Greco's process log(s/α) itself;
+where degrees turn into noise at different times h differs between them, and the schedule sees to it
+that no h is large for a degree in passage.  F vanishes at the data end, ψ = 0; so the last step,
+from ψ to 0, is Heun's rule with one known slope: y = z + ½ψF, X_0 = μ + √v y.
 """
 
 from __future__ import annotations
@@ -108,8 +116,10 @@ class Sampler:
         raise NotImplementedError
 
     def _arrive(self, x: Tensor) -> Tensor:
-        t = self.times[-1]
-        return 0.5 * (self.denoiser(x, t) + x / self.process.alpha(t))
+        t, reference = self.times[-1], self.denoiser.reference
+        z, angle = reference.standardise(x, t), reference.angle(t)
+        psi = torch.atan2(angle.sin, angle.cos)
+        return reference.clean(z + 0.5 * psi * self.denoiser.residual(z, t))
 
     def _white(self, x: Tensor, noise: NormalSource) -> Tensor:
         """The next white noise of every sample, shape of ``x``."""
@@ -203,73 +213,73 @@ class Bridge(Sampler):
 
 
 class Heun(Sampler):
-    """Probability flow by the exponential Heun rule: D = ½(m_t + m̃_s), m̃_s at the Euler point.
+    """Probability flow by Heun's rule in ψ: D = ½(F_t + F̃_s), F̃_s at the Euler point.
 
     Two evaluations a step.
     """
 
     order = 2
-    default_steps = 96
-
-    def step(
-        self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        alpha_s, sigma_s = self.process.marginal(s)
-        kept = sigma_s / self.process.sigma(t)
-        gain = -alpha_s * torch.expm1(-self.process.log_snr_gain(t, s))
-        m_t = self.denoiser(x, t)
-        m_s = self.denoiser(kept * x + gain * m_t, s)
-        return kept * x + gain * 0.5 * (m_t + m_s), None
-
-
-class Multistep(Sampler):
-    """What the two-step rules share: D = m_t + (h/2h₋)(m_t − m₋)."""
-
-    order = 2
-
-    def extrapolate(
-        self, x: Tensor, t: float, s: float, memory: Memory
-    ) -> tuple[Tensor, Tensor, Memory]:
-        """D, the step's h = λ_s − λ_t (broadcasting against ``x``), and the memory to pass on."""
-        h = self.process.log_snr_gain(t, s)
-        m = self.denoiser(x, t)
-        if memory is None:
-            return m, h, (m, h)
-        previous, h_previous = memory
-        return m + h / (2 * h_previous) * (m - previous), h, (m, h)
-
-
-class ProbabilityFlow(Multistep):
-    """Probability flow by the two-step multistep rule, one evaluation a step.
-
-    x_s = (σ_s/σ_t) x_t + α_s(1 − e^{−h}) D.
-    """
-
     default_steps = 64
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        D, h, memory = self.extrapolate(x, t, s, memory)
-        alpha_s, sigma_s = self.process.marginal(s)
-        kept = sigma_s / self.process.sigma(t)
-        return kept * x - alpha_s * torch.expm1(-h) * D, memory
+        reference, F = self.denoiser.reference, self.denoiser.residual
+        z, turn = reference.standardise(x, t), reference.turn(t, s)
+        F_t = F(z, t)
+        F_s = F(z + turn * F_t, s)
+        return reference.state(z + turn * 0.5 * (F_t + F_s), s), None
 
 
-class ReverseSDE(Multistep):
-    """Reverse SDE by the two-step multistep rule, second order in law, one evaluation a step.
+class Multistep(Sampler):
+    """What the two-step rules share: D = F_t + (Δ/2Δ₋)(F_t − F₋), Δ = ψ_t − ψ_s."""
 
-    x_s = e^{−h}(σ_s/σ_t) x_t + α_s(1 − e^{−2h}) D + σ_s √(1 − e^{−2h}) ξ.
-    """
+    order = 2
+
+    def extrapolate(
+        self, z: Tensor, t: float, s: float, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """D, Δ (broadcasting against ``z``), and the memory to pass on."""
+        turn = self.denoiser.reference.turn(t, s)
+        F = self.denoiser.residual(z, t)
+        if memory is None:
+            return F, turn, (F, turn)
+        F_previous, turn_previous = memory
+        # a degree that has not begun to turn has no slope to go by
+        ratio = torch.where(turn_previous > 0, turn / turn_previous, 0)
+        return F + 0.5 * ratio * (F - F_previous), turn, (F, turn)
+
+
+class ProbabilityFlow(Multistep):
+    """Probability flow by the two-step multistep rule, one evaluation a step: z_s = z_t + Δ D."""
 
     default_steps = 96
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        D, h, memory = self.extrapolate(x, t, s, memory)
-        alpha_s, sigma_s = self.process.marginal(s)
-        kept = torch.exp(-h) * sigma_s / self.process.sigma(t)
-        fresh = -torch.expm1(-2 * h)
-        spread = sigma_s * fresh.sqrt()
-        return kept * x + alpha_s * fresh * D + spread * self._white(x, noise), memory
+        reference = self.denoiser.reference
+        z = reference.standardise(x, t)
+        D, turn, memory = self.extrapolate(z, t, s, memory)
+        return reference.state(z + turn * D, s), memory
+
+
+class ReverseSDE(Multistep):
+    """Reverse SDE by the two-step multistep rule, second order in law, one evaluation a step.
+
+    z_s = √(1 − b²) z_t + 2 cos ψ_s b²/(sin ψ_t + sin ψ_s) D + b ξ.
+    """
+
+    default_steps = 144
+
+    def step(
+        self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        reference = self.denoiser.reference
+        z = reference.standardise(x, t)
+        D, _, memory = self.extrapolate(z, t, s, memory)
+        here, there = reference.angle(t), reference.angle(s)
+        fresh = -here.sin.square() * torch.expm1(-2 * self.process.log_snr_gain(t, s))
+        drift = 2 * there.cos * fresh / (here.sin + there.sin) * D
+        z = (1 - fresh).sqrt() * z + drift + fresh.sqrt() * self._white(x, noise)
+        return reference.state(z, s), memory

@@ -144,11 +144,10 @@ def residual_error(
         log_noise: log(σ/α) of each, shape (B,).
         generator: of the noise.
     """
-    t = denoiser.process.time_of(log_noise)[:, None]
-    x = denoiser.process.noised(x0, t, generator=generator)
-    wiener, error_std, inputs = denoiser.precondition(x, t)
-    target = (x0 - wiener) / error_std
-    return denoiser.residual(inputs, t).to(target.dtype) - target, target
+    reference, t = denoiser.reference, denoiser.process.time_of(log_noise)[:, None]
+    z = reference.standardise(denoiser.process.noised(x0, t, generator=generator), t)
+    target = reference.residual(x0, z, t)
+    return denoiser.residual(z, t).to(target.dtype) - target, target
 
 
 @torch.no_grad()

@@ -79,14 +79,24 @@ def test_default_steps_keep_the_gaussian_law_within_one_percent(
     assert relative_error(KINDS[kind](gaussian_target(schedule))).abs().max() < 0.01
 
 
+def arrival_factor(gain: float, alpha: float, s: float) -> float:
+    """y = z + ½ψF for m = gain · x and the reference γ: z = x/√C, F = (m/√C − αz)/s."""
+    return 1 + 0.5 * math.atan2(s, alpha) * (gain - alpha) / s
+
+
+def arrival_factors(alpha: float, S: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    s = math.sqrt(1 - alpha**2)
+    return torch.stack([torch.tensor(arrival_factor(float(g), alpha, s)) for g in alpha * S / V])
+
+
 def flow_limit(schedule: LogSNR) -> torch.Tensor:
-    """Output variance for infinitely many steps of the flow, then the arrival ½(m + x/α)."""
+    """Output variance for infinitely many steps of the flow, then the arrival."""
     denoiser = gaussian_target(schedule)
     S, C = 0.7 * RATIOS, 0.7
     alpha0, alpha1 = (float(denoiser.process.alpha(t)) for t in (0.0, 1.0))
     V0 = alpha0**2 * S + (1 - alpha0**2) * C
     V1 = alpha1**2 * S + (1 - alpha1**2) * C
-    arrival = 0.5 * (alpha0 * S / V0 + 1 / alpha0)
+    arrival = arrival_factors(alpha0, S, V0)
     return arrival**2 * C * V0 / V1  # the flow scales each mode by √(V0/V1)
 
 
@@ -99,7 +109,7 @@ def sde_limit(schedule: LogSNR) -> torch.Tensor:
     V1 = alpha1**2 * S + (1 - alpha1**2) * C
     # E[Y_0|Y_1] of the exact reversal: the regression of X_0 on X_1 under the forward process
     rho = (alpha1 / alpha0) * V0 / V1
-    arrival = 0.5 * (alpha0 * S / V0 + 1 / alpha0)
+    arrival = arrival_factors(alpha0, S, V0)
     return arrival**2 * (V0 + rho**2 * (C - V1))
 
 
@@ -152,11 +162,17 @@ def test_code_equals_an_independent_scalar_recursion(kind: str) -> None:
                 fresh = s[k + 1] ** 2 * (1 - math.exp(-2 * h)) * C
                 variance = (decay + pull) ** 2 * variance + fresh
                 continue
-            m = gain[k] * response
-            D = m if previous is None or kind == "exponential Euler" else 1.5 * m - 0.5 * previous
-            previous = m
-            response = s[k + 1] / s[k] * response + alpha[k + 1] * (1 - math.exp(-h)) * D
-        arrival = 0.5 * (gain[-1] + 1 / alpha[-1])
+            F = (gain[k] - alpha[k]) / s[k] * response  # of z = x/√C, the reference being γ
+            turn = math.atan2(s[k], alpha[k]) - math.atan2(s[k + 1], alpha[k + 1])
+            if kind == "exponential Euler":  # x ← (s'/s)x + α'(1 − e^{−h})m
+                pull = alpha[k + 1] * (1 - math.exp(-h)) * gain[k]
+                response = s[k + 1] / s[k] * response + pull * response
+                continue
+            previous = (F, turn) if previous is None else previous
+            D = F + turn / (2 * previous[1]) * (F - previous[0])
+            previous = (F, turn)
+            response = response + turn * D
+        arrival = arrival_factor(gain[-1], alpha[-1], s[-1])
         expected.append(arrival**2 * (variance if kind == "reverse bridge" else response**2 * C))
     np.testing.assert_allclose(output_variance(sampler), expected, rtol=1e-10)
 

@@ -171,7 +171,7 @@ def test_network_beats_the_full_covariance_gaussian_on_lognormal_fields(tmp_path
     for level in config.levels:
         t = denoiser.process.time_of(torch.full((len(held_out), 1), level))
         x = denoiser.process.noised(held_out, t, generator=generator)
-        unit = denoiser.precondition(x, t)[1]
+        unit = denoiser.reference.std * denoiser.reference.angle(t).sin  # √p
         with torch.no_grad():
             learned, linear = (
                 ((m(x, t) - held_out) / unit).square().mean() for m in (denoiser, gaussian)
