@@ -92,8 +92,6 @@ class Backbone(nn.Module):
 class PixelDiffusion:
     """A U-Net with white pixel noise and EDM's preconditioning."""
 
-    budgeted = True
-
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,13 +29,7 @@ from spherediff.train import TrainConfig, train
 
 
 class Emulator(Protocol):
-    """Something that learns the law of an archive.
-
-    Attributes:
-        budgeted: whether it uses the training time it is given.
-    """
-
-    budgeted: ClassVar[bool]
+    """Something that learns the law of an archive."""
 
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
@@ -61,8 +55,6 @@ class Emulator(Protocol):
 class IsotropicGaussian:
     """An isotropic Gaussian field with the archive's spectra and cross spectra (``synfast``)."""
 
-    budgeted = False
-
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
@@ -77,8 +69,6 @@ class IsotropicGaussian:
 
 class FullGaussian:
     """A Gaussian with the archive's covariance, correlations shrunk (Schäfer & Strimmer 2005)."""
-
-    budgeted = False
 
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
@@ -98,8 +88,6 @@ class FullGaussian:
 class Bootstrap:
     """The known maps again, drawn with replacement: the perfect memoriser."""
 
-    budgeted = False
-
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
@@ -117,8 +105,6 @@ class SphereDiff:
     The schedule of the learning rate wants the number of steps beforehand, so the speed is measured
     first, at the expense of the budget.
     """
-
-    budgeted = True
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder

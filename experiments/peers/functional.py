@@ -98,8 +98,6 @@ class FourierOperator(nn.Module):
 class FunctionSpace:
     """A Fourier neural operator with Matérn noise, without preconditioning."""
 
-    budgeted = True
-
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
