@@ -11,8 +11,9 @@ the exact Gaussian denoiser of the shrunk covariance and once with a network tra
 time, the same network, budget and seed for each.
 
 Printed: steps of the sampler, held-out loss (1 is the best Gaussian denoiser without correlations),
-RMS of log(Ĉ_ℓ/C_ℓ) over ℓ ≥ 1 between samples and test maps, and their energy distance beside the
-95 % limit for as many maps of the training archive.  OUT/fractional.png has the figure.
+RMS of log(Ĉ_ℓ/C_ℓ) over ℓ ≥ 1 between samples and test maps, and their energy distance with the
+noise floor, which is that of as many training maps, and the ratio of both.  OUT/fractional.png has
+the figure.
 """
 
 from __future__ import annotations
@@ -106,14 +107,14 @@ def spectral_distance(samples: Tensor, reference: Tensor) -> float:
 
 
 def score(samples: Tensor, test: Tensor, first: Tensor) -> str:
-    rows = metrics.compare(
-        samples, test, first, draws=100, generator=torch.Generator().manual_seed(0)
+    card = metrics.scorecard(
+        samples, test, first, resamples=100, generator=torch.Generator().manual_seed(0)
     )
-    row = rows[-1]  # the energy distance of all channels together
-    assert row.floor is not None
+    row = card.row("energy distance", "all")
+    low, high = row.interval
     return (
         f"{spectral_distance(samples, test):9.3f}"
-        f"{row.value:12.4f} ± {row.error:.4f}{row.floor[1]:12.4f}"
+        f"{row.value:12.4f}{row.floor:12.4f}{row.ratio:9.3f} ({low:.3f}–{high:.3f})"
     )
 
 
@@ -164,7 +165,7 @@ def main() -> None:
         f"{len(test)} to compare with, lmax {options.lmax}, {SAMPLES} samples"
     )
     print(f"{'process':18s}{'denoiser':10s}{'steps':>6s}{'loss':>8s}{'spectra':>9s}", end="")
-    print(f"{'energy distance':>21s}{'floor':>12s}")
+    print(f"{'energy':>12s}{'floor':>12s}{'ratio':>9s}")
     config = TrainConfig(
         steps=options.steps, batch=12, learning_rate=5e-3, evaluate_every=40, seed=options.seed
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from spherediff.train import CHECKPOINT, METRICS, TrainConfig, TrainResult, trai
 
 _ARCHIVE = "navy-winds"
 _TRAIN, _HELD_OUT = slice(0, 96), slice(96, 108)
+_SHOWN_OF_EACH = ("spectrum by octave", "local marginals")
+_SHOWN_OF_BOTH = ("energy distance", "correlations", "classifier", "distance to the nearest")
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
     "October", "November", "December",
@@ -56,7 +58,7 @@ class Settings:
         steps: of the sampler.
         nside: of the HEALPix file.
         spacing: of the latitude–longitude file, degrees.
-        draws: random draws behind chance and noise floor.
+        resamples: of the bootstrap behind the intervals of the scorecard.
         columns: maps side by side in a figure.
     """
 
@@ -67,7 +69,7 @@ class Settings:
     steps: int = 64
     nside: int = 32
     spacing: float = 2.5
-    draws: int = 200
+    resamples: int = 100
     columns: int = 3
 
 
@@ -99,7 +101,7 @@ QUICK = Settings(
     steps=32,
     nside=8,
     spacing=5.0,
-    draws=40,
+    resamples=20,
     columns=1,
 )
 
@@ -145,21 +147,21 @@ def run(
     data.write(healpix, output / "samples.fits", marked)
     _say("[4/5] figures")
     _draw(_Drawing(archive, ready, x, maps, months, grid, settings.columns, output, record))
-    _say("[5/5] statistics of the samples against the test months\n")
+    _say("[5/5] scorecard of the samples against the test months\n")
     scale = ready.encoder.scale[:, None]
-    rows = metrics.compare(
+    card = metrics.scorecard(
         *(a.double().cpu() * scale for a in (x, ready.test, ready.train)),
         names=ready.encoder.names,
         units=ready.encoder.units,
-        draws=settings.draws,
+        resamples=settings.resamples,
         generator=torch.Generator().manual_seed(seed),
+        progress=True,
     )
-    with atomic_write(output / "statistics.json") as temporary:
-        temporary.write_text(report.to_json(rows, record), encoding="utf-8")
-    summary = _summary(result, ready, rows)
-    with atomic_write(output / "statistics.txt") as temporary:
-        temporary.write_text(summary + "\n", encoding="utf-8")
-    _say(summary)
+    with atomic_write(output / "scorecard.json") as temporary:
+        temporary.write_text(report.to_json(card, record), encoding="utf-8")
+    with atomic_write(output / "scorecard.txt") as temporary:
+        temporary.write_text(_summary(result, ready, card, card.rows) + "\n", encoding="utf-8")
+    _say(_summary(result, ready, card, [row for row in card.rows if _shown(row)]))
     _say(_farewell(output, quick, time.monotonic() - began))
 
 
@@ -200,14 +202,20 @@ def _trained(
     return model, result
 
 
-def _summary(result: TrainResult, ready: _Ready, rows: list[metrics.Row]) -> str:
+def _shown(row: metrics.Row) -> bool:
+    return row.statistic.startswith(_SHOWN_OF_BOTH if row.variable == "all" else _SHOWN_OF_EACH)
+
+
+def _summary(
+    result: TrainResult, ready: _Ready, card: metrics.Scorecard, rows: Sequence[metrics.Row]
+) -> str:
     verdict = (
         f"held-out denoising loss: {result.best:.4f} of the Gaussian emulator's (step"
         f" {result.best_step} of {result.step}; 1 means that the network adds nothing to a"
         " Gaussian field with the archive's means and variances)"
     )
     heading = f"anomalies, samples against {len(ready.test)} test months that nothing was fitted to"
-    return "\n".join([verdict, "", heading, report.table(rows), "", report.explanation(rows)])
+    return "\n".join([verdict, "", heading, report.table(rows), "", report.explanation(card)])
 
 
 def _farewell(output: Path, quick: bool, seconds: float) -> str:
@@ -218,7 +226,7 @@ Done in {seconds:.0f} s.  Everything is in {output}:
   samples.fits               the same on HEALPix (healpy.read_map)
   maps-*.png                 archive beside samples, full fields and anomalies
   spectra.png  moments-*.png  marginals.png  training.png
-  statistics.txt  statistics.json
+  scorecard.txt  scorecard.json   all comparisons; above are the main ones
   model/                     the trained model, its checkpoint and metrics.jsonl
 
 Next:

@@ -1,14 +1,29 @@
-"""The statistics against independent formulas, known answers and their stated false-alarm rate."""
+"""Every distance of the scorecard against independent formulas and known answers."""
 
 import math
 
 import numpy as np
 import pytest
+import scoringrules
 import torch
 from scipy import stats
+from scipy.spatial.distance import cdist
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
-from spherediff import GaussianField, Tabulated, WhittleMatern, harmonics, metrics
+from spherediff import GaussianField, Points, WhittleMatern, harmonics, metrics
 from spherediff.grids import GaussLegendre
+from spherediff.metrics import classifier, features, statistics
+from spherediff.metrics.distributions import Histograms, Ordered
+from spherediff.metrics.features import Features, JointFeatures
+from spherediff.metrics.resampling import (
+    BLOCK,
+    Design,
+    Sets,
+    distinct_blocks,
+    exchanged,
+    moving_blocks,
+)
 
 LMAX = 6
 N, M = 40, 30
@@ -23,116 +38,53 @@ def gaussian(count, seed, lmax=LMAX, std=1.0):
     return field.sample((count,), generator=seeded(seed))
 
 
+def pool(first, second):
+    return Features(torch.cat([first, second]), Sets((len(first), len(second), 0)))
+
+
 def weights(first=N, second=M):
-    p = np.r_[np.full(first, 1 / first), np.zeros(second)]
-    q = np.r_[np.zeros(first), np.full(second, 1 / second)]
-    return p, q
+    sets = Sets((first, second, 0))
+    return sets.weights(sets.generated), sets.weights(sets.reference)
+
+
+def distances(build, given, first=N, second=M):
+    """Value of each row at G against R."""
+    p, q = weights(first, second)
+    statistic = build(given)
+    return dict(
+        zip(statistic.names, statistic.distances(p[None], q[None])[:, 0].tolist(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
-def pool():
-    return metrics.Pool.of(torch.cat([gaussian(N, 1), 0.5 + 2 * gaussian(M, 2)]))
+def given():
+    return pool(gaussian(N, 1), 0.5 + 2 * gaussian(M, 2))
 
 
-def test_mean_of_a_constant_shift():
-    shift = torch.zeros(harmonics.count(LMAX), dtype=torch.float64)
-    shift[0] = 0.7 * math.sqrt(4 * math.pi)
-    x = gaussian(N, 1)
-    pool = metrics.Pool.of(torch.cat([x + shift, x]))
-    assert metrics.mean_rmse(pool, *weights(N, N)) == pytest.approx(0.7, rel=1e-12)
+def rms(x, area):
+    return math.sqrt((area * np.square(x)).sum())
 
 
-def test_mean_of_a_shift_by_a_harmonic():
-    shift = torch.zeros(harmonics.count(LMAX), dtype=torch.float64)
-    shift[7] = 0.3  # an orthonormal harmonic has the mean square 1/4π
-    x = gaussian(N, 1)
-    pool = metrics.Pool.of(torch.cat([x + shift, x]))
-    expected = 0.3 / math.sqrt(4 * math.pi)
-    assert metrics.mean_rmse(pool, *weights(N, N)) == pytest.approx(expected, rel=1e-12)
+# ---- groups 1 to 3 ----
 
 
-def test_scaling_changes_the_spread_alone():
-    x = gaussian(N, 1)
-    x = x - x.mean(0)
-    pool = metrics.Pool.of(torch.cat([1.25 * x, x]))
-    p, q = weights(N, N)
-    assert metrics.spread_error(pool, p, q) == pytest.approx(0.25, rel=1e-10)
-    assert metrics.variance_ratio(pool, p, q) == pytest.approx(1.25**2, rel=1e-12)
-    assert metrics.mean_rmse(pool, p, q) < 1e-12
-    assert metrics.skewness_rmse(pool, p, q) < 1e-10
-
-
-def test_spread_and_skewness_agree_with_scipy(pool):
-    a, b = pool.values[:N], pool.values[N:]
-    spread = a.std(0, ddof=1) / b.std(0, ddof=1) - 1
-    skewness = stats.skew(a) - stats.skew(b)
-    p, q = weights()
-    expected = math.sqrt((pool.area * spread**2).sum())
-    assert metrics.spread_error(pool, p, q) == pytest.approx(expected, rel=1e-12)
-    expected = math.sqrt((pool.area * skewness**2).sum())
-    assert metrics.skewness_rmse(pool, p, q) == pytest.approx(expected, rel=1e-10)
-
-
-def test_skewness_of_chi_square_fields():
-    # One coefficient of the constant function: (z² − 1)/√2 at every place, of skewness √8.  The
-    # skewness of 200,000 draws has a standard deviation of about 0.04.
-    z = torch.randn(200_000, 2, generator=seeded(3), dtype=torch.float64)
-    chi = (z[:, :1].square() - 1) / math.sqrt(2)
-    pool = metrics.Pool.of(torch.cat([chi, z[:, 1:]]))
-    p, q = weights(200_000, 200_000)
-    assert metrics.skewness_rmse(pool, p, q) == pytest.approx(math.sqrt(8), abs=0.2)
-
-
-def test_wasserstein_agrees_with_scipy(pool):
-    a, b = pool.values[:N], pool.values[N:]
-    distance = [
-        stats.wasserstein_distance(x, y) / y.std(ddof=1) for x, y in zip(a.T, b.T, strict=True)
-    ]
-    expected = (pool.area * distance).sum()
-    assert metrics.wasserstein(pool, *weights()) == pytest.approx(expected, rel=1e-12)
-
-
-def test_wasserstein_of_a_shift():
-    x = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None]
-    pool = metrics.Pool.of(torch.cat([x + 0.3, x]))
-    expected = 0.3 / x.std().item()
-    assert metrics.wasserstein(pool, *weights(50, 50)) == pytest.approx(expected, rel=1e-12)
-
-
-def test_energy_distance_by_a_double_loop(pool):
-    maps, grid = pool.values, GaussLegendre(LMAX)
-    area = grid.area_weights.numpy().ravel() / (4 * math.pi)
-
-    def mean_distance(first, second):
-        pairs = [(i, j) for i in first for j in second if i != j]
-        squares = [((maps[i] - maps[j]) ** 2 * area).sum() for i, j in pairs]
-        return np.sqrt(squares).mean()
-
-    P, Q = range(N), range(N, N + M)
-    between, within_p, within_q = (mean_distance(*s) for s in ((P, Q), (P, P), (Q, Q)))
-    expected = (2 * between - within_p - within_q) / within_q
-    assert metrics.energy_distance(pool, *weights()) == pytest.approx(expected, rel=1e-10)
-
-
-def test_energy_distance_is_unbiased():
-    # The mean over 200 pairs of sets of one law is zero within four standard errors: one false
-    # alarm in 16,000.
-    values = []
-    for seed in range(200):
-        pool = metrics.Pool.of(gaussian(16, seed, lmax=3))
-        values.append(metrics.energy_distance(pool, *weights(8, 8)))
-    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
-
-
-def test_variance_ratio_by_octaves():
+def test_spectrum_by_octave():
     factor = torch.tensor([1.0, 1, 2, 2, 3, 3, 3], dtype=torch.float64)
     x = gaussian(N, 1)
-    pool = metrics.Pool.of(torch.cat([x * harmonics.expand(factor), x]))
-    p, q = weights(N, N)
-    assert metrics.octaves(LMAX) == [(1, 1), (2, 3), (4, 6)]
-    for (lowest, highest), expected in zip(metrics.octaves(LMAX), (1, 4, 9), strict=True):
-        ratio = metrics.variance_ratio(pool, p, q, lowest, highest)
-        assert ratio == pytest.approx(expected, rel=1e-10)
+    found = distances(statistics.spectrum, pool(x * harmonics.expand(factor), x), N, N)
+    logs = np.log(np.square([1.0, 2, 3]))
+    assert found["spectrum by octave, log ratio"] == pytest.approx(rms(logs, 1 / 3))
+    # the variance of a square is of fourth order
+    assert found["variance of octave power, log ratio"] == pytest.approx(rms(2 * logs, 1 / 3))
+
+
+def test_spectrum_detail_names_the_octave():
+    factor = torch.tensor([1.0, 1, 1, 1, 2, 2, 2], dtype=torch.float64)
+    x = gaussian(N, 1)
+    statistic = statistics.spectrum(pool(x * harmonics.expand(factor), x))
+    mean, _ = statistic.detail(*weights(N, N))
+    expected = {"degree 1": 0.0, "degrees 2–3": 0.0, "degrees 4–6": math.log(4)}
+    assert mean == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("lmax", "last"), [(0, None), (1, (1, 1)), (7, (4, 7)), (8, (8, 8))])
@@ -140,106 +92,331 @@ def test_octaves_end_at_lmax(lmax, last):
     assert metrics.octaves(lmax)[-1:] == ([last] if last else [])
 
 
-def field_pair(count, seed):
-    """Two channels, the second correlated with the first."""
-    field = GaussianField(Tabulated([[1.0, 0.5, 0.2, 0.1]] * 2), 3, dtype=torch.float64)
-    x = field.sample((count,), generator=seeded(seed))
-    x[:, 1] += x[:, 0]
-    return x
-
-
-def test_rows_of_one_law_are_alike_at_the_stated_rate():
-    # Each row of 60 comparisons of sets of one law is alike with probability 0.95.  Fewer than 49
-    # alike have probability 2e-5 for each of the 9 statistics.
-    alike = {}
-    for seed in range(60):
-        samples, reference = field_pair(24, 2 * seed)[:, :1], field_pair(20, 2 * seed + 1)[:, :1]
-        for row in metrics.compare(samples, reference, draws=80, generator=seeded(seed)):
-            alike.setdefault(row.statistic, []).append(row.alike)
-    assert all(sum(values) >= 49 for values in alike.values()), {
-        name: sum(values) for name, values in alike.items()
+def test_moment_maps_agree_with_scipy(given):
+    a, b = given.values[:N], given.values[N:]
+    found = distances(statistics.shapes, given)
+    expected = {
+        "mean map": a.mean(0) - b.mean(0),
+        "log standard-deviation map": np.log(a.std(0, ddof=1) / b.std(0, ddof=1)),
+        "skewness map": stats.skew(a) - stats.skew(b),
+        "excess-kurtosis map": stats.kurtosis(a) - stats.kurtosis(b),
     }
+    assert found == pytest.approx({k: rms(x, given.area) for k, x in expected.items()}, rel=1e-10)
 
 
-def test_new_samples_of_the_training_law_lie_within_the_floor_at_the_stated_rate():
-    # As above; a law learnt from 60 maps differs a little from that of the samples, and the floor,
-    # which counts that twice, is generous to distances and exact to ratios up to terms of 20/60.
-    alike = {}
-    for seed in range(60):
-        sets = [field_pair(n, 3 * seed + k)[:, :1] for k, n in enumerate((20, 16, 60))]
-        for row in metrics.compare(*sets, draws=80, generator=seeded(seed)):
-            alike.setdefault(row.statistic, []).append(row.alike)
-    assert all(sum(values) >= 47 for values in alike.values()), {
-        name: sum(values) for name, values in alike.items()
+def test_mean_of_a_constant_shift_is_in_local_standard_deviations():
+    shift = torch.zeros(harmonics.count(LMAX), dtype=torch.float64)
+    shift[0] = 0.7 * math.sqrt(4 * math.pi)
+    x = gaussian(N, 1)
+    given = pool(x + shift, x)
+    physical = GaussLegendre(15).synthesis(torch.cat([x + shift, x])).flatten(1).numpy()
+    found = distances(statistics.shapes, given, N, N)
+    assert found["mean map"] == pytest.approx(rms(0.7 / physical.std(0), given.area), rel=1e-10)
+    assert found["skewness map"] < 1e-9
+
+
+def test_local_marginals_agree_with_scipy(given):
+    pairs = zip(given.sparse[:N].T, given.sparse[N:].T, strict=True)
+    apart = np.array([stats.wasserstein_distance(x, y) for x, y in pairs])
+    found = distances(statistics.marginals, given)
+    assert found["local marginals, W1"] == pytest.approx(given.sparse_area @ apart, rel=1e-10)
+
+
+def test_wasserstein_with_unequal_weights_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    x, p, q = rng.normal(size=30), rng.random(30), rng.random(30)
+    p, q = p / p.sum(), q / q.sum()
+    expected = stats.wasserstein_distance(x, x, p, q)
+    assert Ordered.of(x[:, None]).wasserstein(p[None], q[None]) == pytest.approx(expected)
+
+
+def test_histograms_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(20, 300)), rng.standard_t(4, size=(20, 300)) * 2 + 0.5])
+    area, group = rng.random(300) + 0.5, np.repeat([0, 1], 150)
+    binned = Histograms.of(x, area, group)
+    p, q = weights(20, 20)
+    found = binned.wasserstein(p[None], q[None])[0]
+    for k in (0, 1):
+        u, v = x[:20, group == k], x[20:, group == k]
+        w = np.tile(area[group == k], 20)
+        exact = stats.wasserstein_distance(u.ravel(), v.ravel(), w, w)
+        assert found[k] == pytest.approx(exact, rel=0.01)
+    equal = Histograms.of(x, np.ones(300), group)
+    levels = np.array([0.01, 0.5, 0.99])
+    exact = np.quantile(x[:20, group == 1], levels)
+    # a bin is 4 % of √(1 + x²) wide, and near a tail value the values lie about 0.05 apart
+    assert equal.quantiles(p[None], levels)[0, 1] == pytest.approx(exact, abs=0.1)
+    assert equal.map_quantiles(levels)[3, 0, 1] == pytest.approx(np.median(x[3, :150]), abs=0.1)
+
+
+def test_quantiles_of_a_scaled_law():
+    # Fields with twice the standard deviation have all quantiles twice as large; the pool is long
+    # enough for its tails, 24 regions of 2,000 maps, and both sets have the same maps.
+    x = gaussian(2000, 3)
+    given = Features(torch.cat([2 * x, x]), Sets((2000, 2000, 0)))
+    found = distances(statistics.quantiles, given, 2000, 2000)
+    unit = math.sqrt(2 / 5)  # standard deviation of x in units of that of the pool
+    for level, name in ((0.01, "1 %"), (0.99, "99 %"), (0.999, "99.9 %")):
+        expected = abs(stats.norm.ppf(level)) * unit
+        assert found[f"{name} quantile by region"] == pytest.approx(expected, rel=0.05)
+
+
+# ---- groups 4 and 5 ----
+
+
+def test_energy_distance_agrees_with_scoringrules(given):
+    x = given.coefficients.numpy() / math.sqrt(4 * math.pi)  # then norms are root mean squares
+    unit = np.sqrt(np.square(cdist(x, x)).mean())
+
+    def mean_score(observed):
+        """Σ_y (E‖X − y‖ − E‖X − X'‖/2)/n, X the generated maps."""
+        return scoringrules.es_ensemble(observed, np.broadcast_to(x[:N], (len(observed), N, 49)))
+
+    within_reference = cdist(x[N:], x[N:]).mean()
+    expected = 2 * mean_score(x[N:]).mean() - within_reference
+    found = distances(statistics.energy, given)["energy distance"]
+    assert found == pytest.approx(math.sqrt(expected / unit), rel=1e-8)
+
+
+def test_whitened_energy_distance_by_a_direct_sum(given):
+    a = given.coefficients
+    spectrum = harmonics.degree_spectrum(a - a.mean(0)).mean(0)
+    white = (a / harmonics.expand(spectrum).sqrt()).numpy()
+    D = cdist(white, white)
+    square = 2 * D[:N, N:].mean() - D[:N, :N].mean() - D[N:, N:].mean()
+    expected = math.sqrt(square / np.sqrt(np.square(D).mean()))
+    found = distances(statistics.energy, given)["energy distance, whitened"]
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_energy_distance_is_scipys_on_the_line():
+    # Fields that differ in their mean alone are numbers.
+    a = torch.zeros(N + M, 4, dtype=torch.float64)
+    a[:, 0] = torch.randn(N + M, generator=seeded(1), dtype=torch.float64)
+    x = a[:, 0].numpy()
+    given = pool(a[:N], a[N:])
+    expected = stats.energy_distance(x[:N], x[N:]) / (2 * x.var()) ** 0.25
+    found = distances(statistics.energy, given)["energy distance"]
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+def test_principal_components_are_the_leading_ones():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    for count in (60, 5000):  # by the Gram matrix of maps, by that of coefficients
+        x = rng.normal(size=(count, 8)) * 2.0 ** -np.arange(8) @ basis + 3
+        scores = features.principal_components(x, np.arange(count))
+        centred = x - x.mean(0)
+        _, _, vectors = np.linalg.svd(centred, full_matrices=False)
+        expected = centred @ vectors.T
+        expected /= expected.std(0)
+        np.testing.assert_allclose(np.abs(scores), np.abs(expected), atol=1e-6)
+
+
+def test_sliced_distance_of_a_shift_along_one_component():
+    shift = 0.5
+    scores = np.random.default_rng(0).normal(size=(50, 1))
+    scores = np.concatenate([scores + shift, scores])
+    given = type("Given", (), {"scores": scores})
+    found = distances(statistics.sliced, given, 50, 50)
+    assert found["principal components, sliced W1"] == pytest.approx(shift)
+
+
+# ---- groups 6 to 8 ----
+
+
+def test_gradient_of_known_fields():
+    grid = GaussLegendre(15)
+    a = torch.zeros(2, 9, dtype=torch.float64)
+    a[0, 2] = math.sqrt(4 * math.pi / 3)  # cos θ, with |∇f| = sin θ
+    a[1, 8] = 1.0  # Y_22 = c sin²θ cos 2φ
+    size = features.gradient_magnitude(a, grid).reshape(2, *grid.shape)
+    sine = np.cos(np.radians(grid.latitude))[:, None]
+    np.testing.assert_allclose(size[0], np.broadcast_to(sine, grid.shape), atol=1e-12)
+    c = math.sqrt(15 / (16 * math.pi))
+    phi = np.radians(grid.longitude)
+    cosine = np.sqrt(1 - sine**2)
+    expected = 2 * c * np.hypot(sine * cosine * np.cos(2 * phi), sine * np.sin(2 * phi))
+    np.testing.assert_allclose(size[1], expected, atol=1e-12)
+
+
+def test_mean_square_gradient_is_that_of_the_laplacian():
+    a = gaussian(5, 1)
+    grid = GaussLegendre(15)
+    size = features.gradient_magnitude(a, grid)
+    area = grid.area_weights.numpy().ravel()
+    ell = harmonics.degrees(LMAX)
+    expected = (a.square() * ell * (ell + 1)).sum(-1).numpy()
+    np.testing.assert_allclose(np.square(size) @ area, expected, rtol=1e-10)
+
+
+def test_pairs_have_their_separations():
+    here, there = features.random_pairs()
+
+    def vectors(points: Points):
+        theta, phi = np.radians(90 - points.latitude), np.radians(points.longitude)
+        return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
+
+    angle = np.degrees(np.arccos((vectors(here) * vectors(there)).sum(0)))
+    np.testing.assert_allclose(angle.reshape(3, -1), [[5], [15], [45]] * np.ones(500), rtol=1e-6)
+
+
+def test_windows_of_bands_are_a_partition():
+    for lmax in (1, 2, 6, 31):
+        windows = features.band_windows(lmax)
+        np.testing.assert_allclose(np.square(windows[:, 1:]).sum(0), 1.0, atol=1e-12)
+        assert (windows[:, 0] == 0).all()
+        assert (windows.max(1) > 0.5).all()
+
+
+def test_shape_of_bands_agrees_with_scipy(given):
+    statistic = statistics.bands(given)
+    skewness, kurtosis = statistic.detail(*weights())
+    window = torch.from_numpy(features.band_windows(LMAX)[1])
+    psi = given.grid.synthesis(given.coefficients * harmonics.expand(window)).flatten(1).numpy()
+    psi = (psi - psi.mean(0)) / psi.std(0)
+
+    def shape(x):
+        w = given.area / len(x)
+        centred = x - (x @ w).sum()
+        m2, m3, m4 = ((centred**k @ w).sum() for k in (2, 3, 4))
+        return m3 / m2**1.5, m4 / m2**2 - 3
+
+    (s1, k1), (s2, k2) = shape(psi[:N]), shape(psi[N:])
+    assert skewness["degrees about 2"] == pytest.approx(s1 - s2, rel=1e-8)
+    assert kurtosis["degrees about 2"] == pytest.approx(k1 - k2, rel=1e-8)
+
+
+def test_summaries_of_maps_agree_with_scipy(given):
+    found = distances(statistics.summaries, given)
+    x = given.physical
+    threshold = np.quantile(x, 0.95, axis=0)
+    numbers = {
+        "area mean": x @ given.area,
+        "maximum": x.max(1),
+        "minimum": x.min(1),
+        "area above local 95 %": (x > threshold) @ given.area,
     }
+    for name, y in numbers.items():
+        expected = stats.wasserstein_distance(y[:N], y[N:])
+        assert found[f"{name} of a map, W1"] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("change", "statistic"),
-    [
-        (lambda x: x + 1.0, "mean map"),
-        (lambda x: 1.5 * x, "standard-deviation map"),
-        (lambda x: 1.5 * x, "variance ratio, all degrees"),
-        (lambda x: x + 1.0, "local marginals"),
-        (lambda x: 1.5 * x, "fields, energy distance"),
-    ],
-)
-def test_a_difference_is_found(change, statistic):
-    samples, reference = change(field_pair(60, 1)), field_pair(60, 2)
-    training = field_pair(80, 3)
-    rows = metrics.compare(samples, reference, training, draws=80, generator=seeded(0))
-    found = [row for row in rows if row.statistic.startswith(statistic)]
-    assert len(found) >= 2
-    assert not any(row.alike for row in found)
+def test_area_mean_is_the_lowest_coefficient(given):
+    expected = given.coefficients[:, 0].numpy() / math.sqrt(4 * math.pi)
+    np.testing.assert_allclose(given.extremes[:, 0], expected, atol=1e-12)
 
 
-def test_lost_dependence_between_channels_shows_in_the_joint_row_alone():
-    samples = field_pair(400, 1)
-    samples[:, 1] = samples[torch.randperm(400, generator=seeded(9)), 1]
-    rows = metrics.compare(samples, field_pair(400, 2), draws=80, generator=seeded(0))
-    joint = rows[-1]
-    assert joint.variable == "all"
-    assert not joint.alike
-    assert all(row.alike for row in rows[:-1] if row.statistic == joint.statistic)
-
-
-def test_jackknife_error_of_the_variance_ratio():
-    # Var(s²_P/s²_Q) ≈ 2/(N − 1) + 2/(M − 1) for Gaussian numbers; the jackknife estimates it from
-    # 2 × 10 blocks, a χ² with about 18 degrees of freedom: within a factor of two except once in
-    # 1,000 or so.
-    x = torch.randn(400, 1, 1, generator=seeded(1), dtype=torch.float64)
-    rows = metrics.compare(x[:200], x[200:], draws=5, generator=seeded(0))
-    ratio = next(row for row in rows if row.statistic == "variance ratio, all degrees")
-    expected = ratio.value * math.sqrt(4 / 199)
-    assert expected / 2 < ratio.error < 2 * expected
-
-
-def test_units_and_names():
-    rows = metrics.compare(
-        field_pair(8, 1), field_pair(8, 2), names=("u", "v"), units=("m/s", "K"), draws=5,
-        generator=seeded(0),
-    )  # fmt: skip
-    assert [row.variable for row in rows if row.units] == ["u", "v"]
-    assert [row.units for row in rows if row.units] == ["m/s", "K"]
-
-
-def test_same_seed_same_rows():
-    a, b = (
-        metrics.compare(field_pair(8, 1), field_pair(8, 2), draws=5, generator=seeded(4))
-        for _ in range(2)
+def test_correlations_agree_with_numpy(given):
+    pairs = np.triu_indices(24, 1)
+    a, b = (np.corrcoef(given.means[k].T)[pairs] for k in (slice(0, N), slice(N, None)))
+    found = distances(statistics.correlations, given)
+    assert found["correlations of regional means"] == pytest.approx(
+        np.sqrt(np.square(a - b).mean()), rel=1e-9
     )
-    assert a == b
 
 
-@pytest.mark.parametrize(
-    ("samples", "reference", "message"),
-    [
-        (field_pair(3, 1), field_pair(8, 2), "at least four samples"),
-        (field_pair(8, 1), field_pair(8, 2)[:, :, :9], r"alike in all sets, got \(8, 2, 9\)"),
-        (field_pair(8, 1) * torch.nan, field_pair(8, 2), "coefficients of the samples are not"),
-        (field_pair(8, 1), torch.zeros(8, 2, 16), "channel 0: the maps of the reference are all"),
-    ],
-)
-def test_bad_input(samples, reference, message):
-    with pytest.raises(ValueError, match=message):
-        metrics.compare(samples, reference, generator=seeded(0))
+def test_regions_have_equal_areas(given):
+    areas = np.bincount(given.region, given.area)
+    assert len(areas) == 24
+    # sectors of 5 or 6 of 32 longitudes, belts of whole Gauss latitudes
+    assert areas == pytest.approx(np.full(24, 1 / 24), rel=0.25)
+
+
+def test_joint_features_average_the_channels():
+    a, b = gaussian(N + M, 1), 100 * gaussian(N + M, 2)
+    sets = Sets((N, M, 0))
+    both = JointFeatures((Features(a, sets), Features(b, sets)))
+    scaled = torch.cat([a / a.std(0).norm(), b / b.std(0).norm()], dim=1).numpy()
+    expected = np.square(cdist(scaled, scaled))
+    np.testing.assert_allclose(both.squared_distances, expected / expected.mean(), rtol=1e-8)
+    assert both.means.shape == (N + M, 48)
+
+
+def test_isotropic_rows_do_not_change_when_all_maps_are_rotated():
+    # A quarter turn about the axis carries the nodes into nodes.
+    m = harmonics.orders(LMAX).double()
+
+    def turned(a, angle):
+        flipped = harmonics.degrees(LMAX) * (harmonics.degrees(LMAX) + 1) - harmonics.orders(LMAX)
+        return torch.cos(m * angle) * a + torch.sin(m * angle) * a[:, flipped]
+
+    x, y = gaussian(N, 1), 2 * gaussian(M, 2)
+    for build in (statistics.spectrum, statistics.energy, statistics.shapes, statistics.summaries):
+        before = distances(build, pool(x, y))
+        after = distances(build, pool(turned(x, math.pi / 2), turned(y, math.pi / 2)))
+        assert after == pytest.approx(before, rel=1e-8)
+
+
+# ---- groups 9 and 10 ----
+
+
+def test_area_under_curve_agrees_with_sklearn():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 3)) + np.repeat([[0.6], [0.0]], 25, axis=0)
+    won, together = classifier.wins(x, np.arange(25), np.arange(25, 50))
+    ones = np.ones((1, 25))
+    assert together.sum() == 5 * 25  # five folds of one block of each set
+    found = classifier.area_under_curve(won, together, ones, ones)[0]
+    # within the first fold, by hand
+    test = np.r_[0:5, 25:30]
+    train = np.setdiff1d(np.arange(50), test)
+    centre, std = x[train].mean(0), x[train].std(0)
+    model = LogisticRegression(C=0.01).fit((x[train] - centre) / std, train < 25)
+    score = model.decision_function((x[test] - centre) / std)
+    assert won[:5, :5].sum() / 25 == pytest.approx(roc_auc_score(test < 25, score))
+    assert found == pytest.approx(won.sum() / 125)
+
+
+def test_area_under_curve_of_sets_that_are_told_and_that_are_not():
+    x = np.random.default_rng(0).normal(size=(400, 4))
+    first, second = np.arange(200), np.arange(200, 400)
+    ones = np.ones((1, 200))
+    alike = classifier.area_under_curve(*classifier.wins(x, first, second), ones, ones)[0]
+    # 5 folds of 40 × 40: the standard deviation of an AUC of 200 each is about 0.03
+    assert alike == pytest.approx(0.5, abs=0.12)
+    x[:200, 2] += 8
+    told = classifier.area_under_curve(*classifier.wins(x, first, second), ones, ones)[0]
+    assert told > 0.999
+
+
+# ---- resampling ----
+
+
+def test_blocks_are_successive_and_distinct():
+    rng = np.random.default_rng(0)
+    members = 100 + np.arange(63)
+    drawn = distinct_blocks(members, 28, rng)
+    assert len(drawn) == 28
+    assert len(set(drawn)) == 28
+    for k in range(0, 25, BLOCK):
+        assert (np.diff(drawn[k : k + BLOCK]) == 1).all()
+    boot = moving_blocks(members, 63, rng)
+    assert len(boot) == 63
+    assert set(boot) <= set(members)
+    assert (np.diff(boot).reshape(-1)[: BLOCK - 1] == 1).all()
+    assert len(distinct_blocks(members, 80, rng)) == 80
+
+
+def test_exchanges_keep_every_map_once():
+    first, second = exchanged(np.arange(12), np.arange(12, 29), np.random.default_rng(0))
+    assert (len(first), len(second)) == (12, 17)
+    assert set(first) | set(second) == set(range(29))
+
+
+@pytest.mark.parametrize(("training", "parts"), [(0, 4), (15, 1), (90, 3), (900, 4)])
+def test_design_of_pairs(training, parts):
+    sets = Sets((20, 25, training))
+    design = Design.draw(sets, 7, np.random.default_rng(0))
+    assert design.parts == parts
+    assert design.p.shape == (1 + 20 + 7 * (1 + parts), 45 + training)
+    np.testing.assert_allclose(design.p.sum(1), 1.0)
+    np.testing.assert_allclose(design.q.sum(1), 1.0)
+    if training:
+        basis = sets.basis
+        assert not design.p[:, basis].any()  # T' is never what the basis was fitted to
+        assert not design.q[:, :20].any()
+    p, q = design.bootstrap
+    assert p.shape == q.shape == (7, 45 + training)
+    assert not p[:, 20:].any()
