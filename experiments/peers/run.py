@@ -26,8 +26,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,50 +33,13 @@ import archives
 import score
 import torch
 from archives import Split
-from emulators import Bootstrap, Emulator, FullGaussian, IsotropicGaussian, SphereDiff
+from methods import METHODS
 from store import Entry, environment
 
 from spherediff._files import require_writable
 from spherediff.train import _keep_freed_memory
 
 SECONDS = 900.0
-
-
-def pixel(_: Split) -> Emulator:
-    from diffusion import PixelDiffusion
-
-    return PixelDiffusion()
-
-
-def functional(_: Split) -> Emulator:
-    from functional import FunctionSpace
-
-    return FunctionSpace()
-
-
-@dataclass(frozen=True)
-class Method:
-    """How to make an emulator.
-
-    Attributes:
-        make: from the archive it is for.
-        budgeted: whether it uses the training time.
-        needs: packages besides spherediff's own dependencies.
-    """
-
-    make: Callable[[Split], Emulator]
-    budgeted: bool = False
-    needs: tuple[str, ...] = ()
-
-
-METHODS = {
-    "isotropic": Method(lambda _: IsotropicGaussian()),
-    "gaussian": Method(lambda _: FullGaussian()),
-    "bootstrap": Method(lambda _: Bootstrap()),
-    "pixel": Method(pixel, True, ("azula", "einops")),
-    "functional": Method(functional, True),
-    "spherediff": Method(lambda split: SphereDiff(split.encoder), True),
-}
 
 
 def arguments() -> argparse.Namespace:

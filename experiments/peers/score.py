@@ -10,7 +10,6 @@ anew only if the draws are others or were resampled another number of times.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,19 +18,21 @@ from typing import Any
 import archives
 import torch
 from archives import Split
+from methods import METHODS
 from store import Entry, environment, read_json, write_json
 from tqdm.auto import tqdm
 
 from spherediff.data import Identity
 from spherediff.metrics import scorecard
 
+_MEMORISATION = 10  # group of the scorecard's rows
 _SEED = 7  # of the scorecard: the same resamples for all methods
 
 _LEGEND = """\
 Distance of generated to held-out maps, divided by that of equally many training maps to the same
 held-out maps: 1 is as close as other real maps are; in brackets the 95 % interval. Rows of
 classifiers and of the share of copies have no ratio: their value. An asterisk marks what differs
-significantly from real maps; bold type the method nearest to what real maps have.
+significantly from real maps; bold type the closest method, where distances are compared.
 """
 
 
@@ -45,9 +46,8 @@ def arguments() -> argparse.Namespace:
 
 
 def drawn(output: Path) -> list[Entry]:
-    """Everything in the folder that is complete."""
-    found = sorted(output.glob("*/*.safetensors"))
-    entries = [Entry(output, path.parent.name, path.stem) for path in found]
+    """Everything in the folder that is complete, in the order of the table."""
+    entries = [Entry(output, archive, name) for archive in archives.NAMES for name in METHODS]
     return [entry for entry in entries if entry.is_drawn()]
 
 
@@ -87,6 +87,8 @@ def card_of(entry: Entry, split: Split, resamples: int) -> dict[str, Any]:
         progress=True,
     )
     rows = [asdict(row) | {"differs": bool(row.differs)} for row in card.rows]
+    for row in rows:
+        del row["alike"]  # may be infinite, which JSON cannot hold; ``differs`` says it
     return {
         "draws": entry.digest(),
         "resamples": resamples,
@@ -122,8 +124,7 @@ def archive_table(archive: str, results: dict[str, Any]) -> str:
     ]
     columns = [results[method]["card"]["rows"] for method in methods]
     for rows in zip(*columns, strict=True):
-        best = min(range(len(rows)), key=lambda k: _distance(rows[k]))
-        cells = [_cell(row, bold=k == best) for k, row in enumerate(rows)]
+        cells = [_cell(row, bold=row is _closest(rows)) for row in rows]
         lines.append(_line([rows[0]["variable"], rows[0]["statistic"], *cells]))
     differing = [f"{sum(row['differs'] for row in rows)} of {len(rows)}" for rows in columns]
     lines.append(_line(["", "rows that differ", *differing]))
@@ -136,13 +137,9 @@ def _steps(record: dict[str, Any]) -> str:
     return "" if steps is None else f"{steps} in {training['seconds'] / 60:.1f} min"
 
 
-def _distance(row: dict[str, Any]) -> float:
-    """From the row to what real maps have: on a log scale, or of the value from the floor."""
-    if row["ratio"] is None:
-        return abs(row["value"] - row["floor"])
-    low, high = row["alike"]
-    ratio = max(row["ratio"], 1e-12)
-    return max(math.log(ratio / max(high, 1e-12)), math.log(max(low, 1e-12) / ratio), 0.0)
+def _closest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the closest maps; as to copies of training maps, less is not closer."""
+    return None if rows[0]["group"] == _MEMORISATION else min(rows, key=lambda row: row["value"])
 
 
 def _cell(row: dict[str, Any], bold: bool) -> str:
