@@ -204,8 +204,8 @@ def test_state_round_trip_is_exact(climatology):
 
 def test_state_errors():
     config, tensors = Encoder.fit(archive(REGULAR), lmax=3).state()
-    with pytest.raises(ValueError, match="format 1, got 2"):
-        Encoder.from_state(config | {"format": 2}, tensors)
+    with pytest.raises(ValueError, match="format 2, got 3"):
+        Encoder.from_state(config | {"format": 3}, tensors)
     with pytest.raises(ValueError, match="lacks lmax, scale"):
         Encoder.from_state(
             {k: v for k, v in config.items() if k != "lmax"},

@@ -1,13 +1,15 @@
 """From maps in physical units to standardised anomalies of coefficients, and back.
 
-For each variable (channel) c, with its pointwise transform T_c, climatology β and scale s_c,
+For each variable (channel) c, with its pointwise transform T_c, climatology β, local amplitude K_c
+and scale s_c,
 
-    encode   a = analysis(T_c(map)),  x = (a − Σ_j D_j(t) β_j) / s_c
-    decode   a = s_c x + Σ_j D_j(t) β_j,  map = T_c⁻¹(synthesis(a))
+    encode   a = analysis(T_c(map)),  x = K_c⁻¹(a − Σ_j D_j(t) β_j) / s_c
+    decode   a = s_c K_c x + Σ_j D_j(t) β_j,  map = T_c⁻¹(synthesis(a))
 
-s_c is the standard deviation of the anomalies over the training samples and the sphere: by
-Parseval s_c² = (1/N) Σ_samples (1/4π) Σ_i (a_i − Σ_j D_j β_ji)².  It does not depend on the
-degree, so that the spectrum keeps its shape.  D are the columns of
+K multiplies by a smooth map of the local standard deviation (:mod:`spherediff.data.amplitude`),
+the identity unless asked for.  s_c is the standard deviation of what is left over the training
+samples and the sphere: by Parseval s_c² = (1/N) Σ_samples (1/4π) Σ_i (s_c x_i)².  It does not
+depend on the degree, so that the spectrum keeps its shape.  D are the columns of
 :mod:`spherediff.data.climatology`.
 
 Maps are read, transformed and analysed chunk by chunk in float64; only coefficients are kept.
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.data import climatology as climatologies
+from spherediff.data.amplitude import Amplitude
 from spherediff.data.archive import (
     grid_coordinates,
     grid_of,
@@ -47,7 +50,7 @@ from spherediff.grids import Grid
 
 _LOG = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _MUCH_LOST = 0.05  # fraction of variance beyond lmax that deserves a warning
 _KEPT_ATTRS = ("units", "long_name", "standard_name")
 
@@ -65,6 +68,7 @@ class Encoder:
         lmax: band limit.
         climatology: the model of the yearly cycle.
         cycle: its coefficients β, in transformed units, float64 (columns, channels, n).
+        amplitude: K, with σ of geometric mean one.
         scale: s_c in transformed units, float64 (channels,).
         truncated: fraction of the training samples' variance (about the time mean, in transformed
             units, averaged over the sphere) that lies beyond lmax and is lost; float64
@@ -77,6 +81,7 @@ class Encoder:
     lmax: int
     climatology: Climatology
     cycle: Tensor
+    amplitude: Amplitude
     scale: Tensor
     truncated: Tensor
 
@@ -89,6 +94,7 @@ class Encoder:
         lmax: int,
         transform: Mapping[str, Transform] | None = None,
         climatology: Climatology = Constant(),
+        amplitude_degree: int = 0,
     ) -> Encoder:
         """Fit transforms, climatology and scale to training samples.
 
@@ -98,6 +104,8 @@ class Encoder:
             lmax: band limit, at most what the grid supports.
             transform: pointwise transform by variable; Identity for the others.
             climatology: what to remove from each coefficient.
+            amplitude_degree: degree to which the map of the local standard deviation is resolved;
+                0 for the same everywhere.
 
         Raises:
             ValueError: the grid is regional or irregular or too coarse for ``lmax``; a variable
@@ -119,8 +127,10 @@ class Encoder:
         a, lost = _analyse_with_residual(ds, names, transforms, grid, lmax)
         cycle = climatologies.fit(design, a.reshape(count, -1)).reshape(-1, *a.shape[1:])
         anomalies = a - np.einsum("sk,kcn->scn", design, cycle)
-        scale = np.sqrt(np.square(anomalies).sum(-1).mean(0) / (4 * math.pi))
-        _require_variability(names, scale, a, climatology)
+        _require_variability(names, anomalies, a, climatology)
+        amplitude = Amplitude.fit(torch.from_numpy(anomalies), amplitude_degree)
+        x = amplitude.divide(torch.from_numpy(anomalies))
+        scale = (x.square().sum(-1).mean(0) / (4 * math.pi)).sqrt()
         kept = a.var(axis=0).sum(-1) / (4 * math.pi)
         truncated = lost / (lost + kept)
         for name, fraction in zip(names, truncated, strict=True):
@@ -133,7 +143,8 @@ class Encoder:
             lmax,
             climatology,
             torch.from_numpy(cycle),
-            torch.from_numpy(scale),
+            amplitude,
+            scale,
             torch.from_numpy(truncated),
         )
 
@@ -161,14 +172,23 @@ class Encoder:
         _require_band_limit(grid, self.lmax)
         times, count = _times(ds), ds.sizes[sample_dimension(ds)]
         design = torch.from_numpy(self.climatology.design(times, count))
-        x = torch.empty(count, len(self.names), harmonics.count(self.lmax), dtype=dtype)
+        anomalies = torch.empty(
+            count, len(self.names), harmonics.count(self.lmax), dtype=torch.float64
+        )
         for channel, (name, transform) in enumerate(zip(self.names, self.transforms, strict=True)):
             for part, maps in blocks(ds, name, transform):
                 a = grid.analysis(torch.from_numpy(maps), self.lmax)
-                x[part, channel] = (
-                    (a - design[part] @ self.cycle[:, channel]) / self.scale[channel]
-                ).to(dtype)
-        return x
+                anomalies[part, channel] = a - design[part] @ self.cycle[:, channel]
+        return self.standardise(anomalies).to(dtype)
+
+    def standardise(self, anomalies: Tensor) -> Tensor:
+        """x = K⁻¹ a/s for anomalies in transformed units, shape (samples, channels, n); float64."""
+        parts = [self.amplitude.divide(part) for part in anomalies.split(BATCH)]
+        return torch.cat(parts) / self.scale[:, None]
+
+    def anomalies(self, x: Tensor) -> Tensor:
+        """s K x in transformed units, float64 on the CPU: :meth:`standardise` undone."""
+        return self.amplitude.multiply(x.detach().cpu().double() * self.scale[:, None])
 
     def decode(self, x: Tensor, grid: Grid, time: Any = None) -> xr.Dataset:
         """Maps in physical units on ``grid``, with CF metadata.
@@ -219,8 +239,7 @@ class Encoder:
                 f" {', '.join(self.names)} at lmax = {self.lmax}, got {tuple(x.shape)}"
             )
         dates = None if time is None else _dates(time, len(x))
-        anomalies = x.detach().cpu().double() * self.scale[:, None]
-        return anomalies + self.climatology_at(dates, len(x))
+        return self.anomalies(x) + self.climatology_at(dates, len(x))
 
     def climatology_at(self, time: xr.DataArray | None, count: int) -> Tensor:
         """Climatology Σ_j D_j(t) β_j of ``count`` samples, float64 (count, channels, n)."""
@@ -239,7 +258,8 @@ class Encoder:
             "channels": channels,
             "climatology": climatologies.climatology_config(self.climatology),
         }
-        return config, {"cycle": self.cycle, "scale": self.scale, "truncated": self.truncated}
+        tensors = {"cycle": self.cycle, "log_std": self.amplitude.log_std}
+        return config, tensors | {"scale": self.scale, "truncated": self.truncated}
 
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
@@ -251,7 +271,7 @@ class Encoder:
         if config.get("format") != _FORMAT:
             raise ValueError(f"expected an encoder of format {_FORMAT}, got {config.get('format')}")
         missing = [k for k in ("lmax", "channels", "climatology") if k not in config]
-        missing += [k for k in ("cycle", "scale", "truncated") if k not in tensors]
+        missing += [k for k in ("cycle", "log_std", "scale", "truncated") if k not in tensors]
         if missing:
             raise ValueError(f"the encoder's state lacks {', '.join(missing)}")
         channels = config["channels"]
@@ -267,6 +287,7 @@ class Encoder:
             config["lmax"],
             climatology,
             cycle.double(),
+            Amplitude(tensors["log_std"]),
             tensors["scale"].double(),
             tensors["truncated"].double(),
         )
@@ -339,11 +360,13 @@ def _require_band_limit(grid: Grid, lmax: int) -> None:
 
 def _require_variability(
     names: tuple[str, ...],
-    scale: NDArray[np.float64],
+    anomalies: NDArray[np.float64],
     a: NDArray[np.float64],
     climatology: Climatology,
 ) -> None:
-    magnitude = np.sqrt(np.square(a).sum(-1).mean(0) / (4 * math.pi))
+    scale, magnitude = (
+        np.sqrt(np.square(v).sum(-1).mean(0) / (4 * math.pi)) for v in (anomalies, a)
+    )
     for name, s, size in zip(names, scale, magnitude, strict=True):
         if s <= 1e-9 * size or not np.isfinite(s):
             what = "zero everywhere" if size == 0 else "constant after removing the climatology"

@@ -1,0 +1,92 @@
+"""The local amplitude of anomalies, a = K x: storms are stronger over the storm tracks.
+
+K multiplies a field by a smooth positive map σ and keeps the degrees up to lmax.  With S the
+synthesis on a Gauss–Legendre grid, W its quadrature weights and b the coefficients of log σ up to
+a degree of resolution,
+
+    K = SᵀWσS,    σ = exp(Σ_i b_i Y_i),    b_0 = 0,
+
+a symmetric positive definite matrix with eigenvalues between min σ and max σ.  So K⁻¹ exists for
+every field, and conjugate gradients find it.  What is left, x = K⁻¹a, has about the same variance
+everywhere: a law much nearer to isotropy, whose departures from it are left to be learnt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff._linear import conjugate_gradients
+from spherediff.grids import GaussLegendre
+
+_TOLERANCE = 1e-12
+_ITERATIONS = 10_000
+_SMALLEST = 1e-3  # of a local standard deviation, relative to the largest
+
+
+class Amplitude:
+    """K for each channel, acting on coefficients of shape (samples, channels, n).
+
+    Args:
+        log_std: b, shape (channels, (degree+1)²); b_0 = 0.
+    """
+
+    def __init__(self, log_std: Tensor) -> None:
+        self.log_std = log_std.double().contiguous()
+
+    @classmethod
+    def fit(cls, anomalies: Tensor, degree: int) -> Amplitude:
+        """The map of local standard deviations, its logarithm smoothed to ``degree``.
+
+        Args:
+            anomalies: float64, shape (samples, channels, n).
+            degree: resolution, from 0 (the same everywhere) to the band limit.
+
+        Raises:
+            ValueError: a degree outside that range.
+        """
+        lmax = harmonics.band_limit(anomalies.shape[-1])
+        if not 0 <= degree <= lmax:
+            raise ValueError(
+                f"the local amplitude must be resolved to a degree from 0 to lmax = {lmax}, "
+                f"got {degree}"
+            )
+        grid = GaussLegendre(lmax)
+        mean = grid.synthesis(anomalies.mean(0))
+        square = torch.zeros_like(mean)
+        for a in anomalies:
+            square += (grid.synthesis(a) - mean).square()
+        std = (square / len(anomalies)).sqrt()
+        log_std = std.maximum(_SMALLEST * std.amax((-2, -1), keepdim=True)).log()
+        b = harmonics.resize(grid.analysis(log_std, lmax), degree)
+        b[:, 0] = 0
+        return cls(b)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """K x, float64, shape of ``x``."""
+        grid, sigma = self._on_grid(harmonics.band_limit(x.shape[-1]))
+        return self._multiply(x.double(), grid, sigma)
+
+    def divide(self, a: Tensor) -> Tensor:
+        """K⁻¹ a, float64, shape of ``a``."""
+        grid, sigma = self._on_grid(harmonics.band_limit(a.shape[-1]))
+        return conjugate_gradients(
+            lambda x: self._multiply(x, grid, sigma), a.double(), _TOLERANCE, _ITERATIONS, 1.0
+        ).solution
+
+    def map(self, grid: GaussLegendre) -> Tensor:
+        """σ on a grid, shape (channels, nlat, nlon)."""
+        return grid.synthesis(self.log_std).exp()
+
+    def _on_grid(self, lmax: int) -> tuple[GaussLegendre, Tensor]:
+        # fine enough that the product of two fields up to lmax with σ to its degree is exact
+        degree = harmonics.band_limit(self.log_std.shape[-1])
+        grid = GaussLegendre(lmax + math.ceil(degree / 2))
+        return grid, self.map(grid) * grid.area_weights
+
+    def _multiply(self, x: Tensor, grid: GaussLegendre, weighted_sigma: Tensor) -> Tensor:
+        lmax = harmonics.band_limit(x.shape[-1])
+        return grid.adjoint(weighted_sigma * grid.synthesis(x), lmax)
