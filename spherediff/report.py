@@ -48,7 +48,7 @@ def explanation(card: Scorecard) -> str:
             " the value.",
             "AUC: 0.5 if a classifier cannot tell generated from reference, 1 if it always can.",
             f"{marked} of {len(card.rows)} rows are significantly worse than real maps (*); about"
-            f" {max(1, round(0.035 * len(card.rows)))} would be for perfect ones.",
+            f" {max(1, round(0.03 * len(card.rows)))} would be for perfect ones.",
         ]
     )
 

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 
 SEPARATIONS = (5, 15, 45)  # degrees
 _BELTS, _SECTORS = 4, 6  # of the regions
-_NODES = (15, 31)  # band limits of the coarsest and the finest grid of places
+_COARSEST, _COARSE, _FINEST = 11, 15, 31  # band limits of grids of places
 _PAIRS = 500
 _COMPONENTS = 50
 
@@ -79,7 +79,12 @@ class Features:
     @cached_property
     def grid(self) -> GaussLegendre:
         """The places."""
-        return GaussLegendre(min(max(self.lmax, _NODES[0]), _NODES[1]))
+        return GaussLegendre(min(max(self.lmax, _COARSEST), _FINEST))
+
+    @cached_property
+    def sparse_grid(self) -> GaussLegendre:
+        """Fewer places, where the order of all maps is taken at each."""
+        return GaussLegendre(min(max(self.lmax, _COARSEST), _COARSE))
 
     @cached_property
     def area(self) -> Array:
@@ -105,14 +110,14 @@ class Features:
 
     @cached_property
     def sparse(self) -> Array:
-        """Values in local units on the coarsest grid, of areas :attr:`sparse_area`."""
-        a = self.coefficients
-        return _standardised(_SPARSE.synthesis(a).flatten(1).numpy(), self.sets.real)
+        """Values in local units at fewer places, shape (maps, places)."""
+        values = self.sparse_grid.synthesis(self.coefficients).flatten(1).numpy()
+        return _standardised(values, self.sets.real)
 
     @property
     def sparse_area(self) -> Array:
-        """As :attr:`area`."""
-        return _SPARSE.area_weights.numpy().ravel() / (4 * math.pi)
+        """Of each of these as a fraction of the sphere."""
+        return self.sparse_grid.area_weights.numpy().ravel() / (4 * math.pi)
 
     @cached_property
     def power(self) -> Array:
@@ -234,9 +239,6 @@ class JointFeatures:
     def to_training(self) -> Array:
         """As for one field, averaged over fields."""
         return np.mean([one.to_training for one in self.channels], axis=0)
-
-
-_SPARSE = GaussLegendre(_NODES[0])
 
 
 def _standardised(x: Array, real: Members) -> Array:

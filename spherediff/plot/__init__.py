@@ -1,4 +1,4 @@
-"""Figures of fields on the sphere: maps, panels, spectra, marginals and training curves.
+"""Figures: maps, panels, spectra, marginals, training curves and scorecards.
 
 Every function draws on plain matplotlib axes, returns the artists it made and never shows or
 saves.  Nothing global is changed: sizes and fonts follow the reader's matplotlib style.
@@ -7,6 +7,7 @@ saves.  Nothing global is changed: sizes and fonts follow the reader's matplotli
 from spherediff.plot.curves import Curves, degree_spectrum, marginals, training_curve
 from spherediff.plot.maps import Map, mollweide, orthographic
 from spherediff.plot.panels import Panels, compare, moments, panels
+from spherediff.plot.scorecard import scorecard
 
 __all__ = [
     "Curves",
@@ -19,5 +20,6 @@ __all__ = [
     "moments",
     "orthographic",
     "panels",
+    "scorecard",
     "training_curve",
 ]
