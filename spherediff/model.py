@@ -33,7 +33,7 @@ from spherediff.data import Encoder
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
-from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
+from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
 
@@ -56,6 +56,8 @@ class Model:
         ValueError: the denoiser has another lmax or number of channels than the encoder.
     """
 
+    network: SphericalOperator
+
     def __init__(self, encoder: Encoder, denoiser: NeuralDenoiser) -> None:
         expected = (len(encoder.names), harmonics.count(encoder.lmax))
         if tuple(denoiser.process.event_shape) != expected:
@@ -64,7 +66,8 @@ class Model:
                 f"the encoder makes {expected[0]} channel(s) at lmax {encoder.lmax}, the denoiser "
                 f"expects {channels} at lmax {harmonics.band_limit(n)}"
             )
-        self.encoder, self.denoiser = encoder, denoiser
+        assert isinstance(denoiser.network, SphericalOperator)
+        self.encoder, self.denoiser, self.network = encoder, denoiser, denoiser.network
 
     @classmethod
     def build(
@@ -82,7 +85,8 @@ class Model:
         Args:
             encoder: what made the coefficients.
             coefficients: the training fields, shape (N, channels, n).
-            network: size of the network; for the encoder's lmax and channels if not given.
+            network: size of the network; for the encoder's lmax and channels if not given.  With a
+                smaller lmax it learns the lower degrees, and the higher ones stay Gaussian.
             schedule: of the forward process.
             seed: of the network's first weights.
             device: where to train.
@@ -103,6 +107,19 @@ class Model:
             operator = SphericalOperator(**network.to_dict())
         return cls(
             encoder, _denoiser(operator.to(device), schedule, mean, variance, spectrum, device)
+        )
+
+    def learner(self) -> NeuralDenoiser:
+        """The denoiser of the degrees that the network knows, for training; it shares the network.
+
+        Its fields are the first (L+1)² coefficients of the model's, L the network's lmax.
+        """
+        denoiser, lmax = self.denoiser, self.network.config.lmax
+        n, process = harmonics.count(lmax), denoiser.process
+        spectrum = process.field.degree_variance[..., : lmax + 1]
+        mean, variance = denoiser.mean[:, :n], denoiser.variance[:, :n]
+        return _denoiser(
+            self.network, process.schedule, mean, variance, spectrum, process.field.device
         )
 
     def sample(
@@ -149,21 +166,20 @@ class Model:
         require_writable(config)
         encoder_config, encoder_tensors = self.encoder.state()
         denoiser, process = self.denoiser, self.denoiser.process
-        assert isinstance(denoiser.network, SphericalOperator)
         tensors = {
             "mean": denoiser.mean,
             "variance": denoiser.variance,
             "spectrum": process.field.degree_variance,
         }
         tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
-        tensors |= {f"network/{k}": v for k, v in denoiser.network.state_dict().items()}
+        tensors |= {f"network/{k}": v for k, v in self.network.state_dict().items()}
         weights = config.with_name(f"weights-{_tensors.digest(tensors)[:16]}.safetensors")
         _tensors.write(weights, tensors, {"kind": "model", "format": _FORMAT})
         description = {
             "format": _FORMAT,
             "spherediff": version("spherediff"),
             "weights": weights.name,
-            "network": denoiser.network.config.to_dict(),
+            "network": self.network.config.to_dict(),
             "schedule": _schedule_config(process.schedule),
             "encoder": encoder_config,
         }
@@ -187,7 +203,7 @@ class Model:
         options = description["network"]
         encoder = Encoder.from_state(description["encoder"], _group(tensors, "encoder"))
         found = (options["channels"], options["lmax"])
-        if found != (len(encoder.names), encoder.lmax):
+        if found[0] != len(encoder.names) or found[1] > encoder.lmax:
             raise ValueError(
                 f"the model {config} has a network for {found[0]} channel(s) at lmax {found[1]}, "
                 f"but an encoder for {len(encoder.names)} at lmax {encoder.lmax}"
@@ -239,15 +255,14 @@ def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _denoiser(
     operator: SphericalOperator,
-    schedule: LogSNR | ConstantRate,
+    schedule: Schedule,
     mean: Tensor,
     variance: Tensor,
     spectrum: Tensor,
     device: torch.device | str,
 ) -> NeuralDenoiser:
-    field = GaussianField(
-        Tabulated(spectrum), operator.config.lmax, dtype=torch.float32, device=device
-    )
+    lmax = spectrum.shape[-1] - 1
+    field = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float32, device=device)
     return NeuralDenoiser(OrnsteinUhlenbeck(field, schedule), operator, mean, variance)
 
 

@@ -19,7 +19,7 @@ from spherediff.grids import GaussLegendre
 from spherediff.model import CONFIG, Model, archive_moments
 from spherediff.nn import OperatorConfig
 from spherediff.process import ConstantRate, LogSNR
-from spherediff.sample import Heun
+from spherediff.sample import Heun, ProbabilityFlow
 from spherediff.spectra import Tabulated
 
 LMAX = 4
@@ -55,6 +55,37 @@ def build(channels: int = 2, schedule: LogSNR | ConstantRate = LogSNR(high=4, lo
 
 def draw(model: Model, count: int = 3, **options) -> Tensor:
     return model.sample(count, generator=torch.Generator().manual_seed(1), steps=4, **options)
+
+
+def test_degrees_beyond_the_network_are_exactly_gaussian_and_leave_the_others_alone() -> None:
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX, amplitude_degree=2)
+    model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(2, 2, **TINY))
+    with torch.no_grad():
+        model.network.project.weight.normal_(std=0.3)
+    x = draw(model)
+    low = harmonics.count(2)
+    learner = model.learner()
+    assert learner.process.event_shape == (2, low)
+    alone = ProbabilityFlow(learner, 4).sample((3,), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(x[..., :low], alone)
+    assert not torch.allclose(alone, learner.mean, atol=0.1)  # it does draw something
+
+    # F = 0 above, and there the sampler carries the standardised noise over as it is
+    reference = model.denoiser.reference
+    start = model.denoiser.process.field.sample((3,), generator=torch.Generator().manual_seed(1))
+    expected = reference.clean(reference.standardise(start, 1.0))
+    torch.testing.assert_close(x[..., low:], expected[..., low:])
+
+
+def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(2, 2, **TINY))
+    with torch.no_grad():
+        model.learner().network.project.weight.normal_(std=0.3)
+    model.save(tmp_path)
+    assert torch.equal(draw(Model.load(tmp_path)), draw(model))
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,10 @@ class Train:
             several are joined along the samples.
         output: folder for the model, its checkpoints and metrics.jsonl.
         lmax: band limit, the highest degree ℓ; the finest detail is about 20,000 km / lmax.
+        network_lmax: the network learns the degrees up to this one, and those above are Gaussian
+            noise with the archive's spectrum and amplitude; by default all are learnt.
+        amplitude_degree: degree to which the map of the local standard deviation that anomalies
+            are divided by is resolved; 0 for the same everywhere.
         transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
             VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
         climatology: what is removed before and added again afterwards: none, constant, monthly,
@@ -90,6 +94,8 @@ class Train:
     ]
     output: Path
     lmax: int = 31
+    network_lmax: int | None = None
+    amplitude_degree: int = 10
     transform: Annotated[
         tuple[str, ...], arg(metavar="VARIABLE=TRANSFORM", help_behavior_hint="(default: none)")
     ] = ()
@@ -109,6 +115,7 @@ class Train:
 
     def run(self, invocation: Invocation) -> None:
         """Check, encode, train, save."""
+        from spherediff import harmonics
         from spherediff._files import atomic_write, require_writable
         from spherediff.data import Encoder, sample_dimension
         from spherediff.model import Model
@@ -117,6 +124,11 @@ class Train:
 
         where = device(self.device)
         config = self._config()
+        network_lmax = self.lmax if self.network_lmax is None else self.network_lmax
+        if not 0 <= network_lmax <= self.lmax:
+            raise ValueError(
+                f"--network-lmax must lie between 0 and --lmax = {self.lmax}, got {network_lmax}"
+            )
         climatology, transforms = parse_climatology(self.climatology), self._transforms()
         require_writable(self.output / RUN)
         checkpoint = self.output / CHECKPOINT
@@ -135,11 +147,12 @@ class Train:
             lmax=self.lmax,
             transform=transforms,
             climatology=climatology,
+            amplitude_degree=min(self.amplitude_degree, self.lmax),
         )
         x, y = encoder.encode(training), encoder.encode(held_out)
-        network = OperatorConfig(self.lmax, len(encoder.names), **vars(self.network))
+        network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
         model = Model.build(encoder, x, network=network, seed=self.seed, device=where)
-        say(f"training on {len(x)} samples, {len(y)} held out, to lmax {self.lmax}, on {where}")
+        say(f"training on {len(x)} samples, {len(y)} held out, to lmax {network_lmax}, on {where}")
         sample = sample_dimension(ds)
         record = invocation.record(
             self.seed,
@@ -150,7 +163,8 @@ class Train:
         with atomic_write(self.output / RUN) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         try:
-            result = train(model.denoiser, x, y, config, self.output, resume=self.resume)
+            x, y = (harmonics.resize(fields, network_lmax) for fields in (x, y))
+            result = train(model.learner(), x, y, config, self.output, resume=self.resume)
         except KeyboardInterrupt:
             again = invocation.command.removesuffix(" --resume")
             raise KeyboardInterrupt(

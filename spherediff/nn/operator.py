@@ -198,7 +198,7 @@ class SphericalOperator(nn.Module):
         self.project = _small_linear(config.width, channels)
 
     def forward(self, u: Tensor, log_noise: Tensor) -> Tensor:
-        """Evaluate F.
+        """Evaluate F; it depends on the degrees up to the network's lmax and is zero above.
 
         Args:
             u: preconditioned coefficients, shape (B, channels, n).
@@ -208,21 +208,22 @@ class SphericalOperator(nn.Module):
             F, shape (B, channels, n).
 
         Raises:
-            ValueError: u has another number of channels or coefficients than the network.
+            ValueError: u has another number of channels, or fewer coefficients, than the network.
         """
-        expected = (self.config.channels, harmonics.count(self.config.lmax))
-        if u.ndim != 3 or tuple(u.shape[1:]) != expected:
+        channels, known = self.config.channels, harmonics.count(self.config.lmax)
+        if u.ndim != 3 or u.shape[1] != channels or u.shape[2] < known:
             raise ValueError(
-                f"the network acts on (batch, {expected[0]} channels, {expected[1]} coefficients "
-                f"of lmax {self.config.lmax}), got shape {tuple(u.shape)}"
+                f"the network acts on (batch, {channels} channels, {known} coefficients of lmax "
+                f"{self.config.lmax} or more), got shape {tuple(u.shape)}"
             )
         embedded = self.embedding(log_noise)
-        h = self._lifted(u.permute(2, 0, 1), embedded)
+        h = self._lifted(u[..., :known].permute(2, 0, 1), embedded)
         for block in self.blocks:
             h = block(h, embedded)
         a = self.transform.analysis(self.project(h).flatten(2)).unflatten(2, u.shape[:2])
         a = self.transform.pack((a * self.output_gain(embedded)).flatten(2))
-        return a.view(-1, *u.shape[:2]).permute(1, 2, 0)
+        F = a.view(-1, *u.shape[:2]).permute(1, 2, 0)
+        return functional.pad(F, (0, u.shape[2] - known))
 
     def _lifted(self, u: Tensor, embedded: Tensor) -> Tensor:
         """Enter the grid: (n, B, channels) → (nlat, nlon, B, width)."""
