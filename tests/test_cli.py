@@ -1,6 +1,7 @@
 """Every command: what it writes, what it says, how it fails, and that a seed decides all draws."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -14,9 +15,10 @@ import pytest
 import torch
 import xarray as xr
 from astropy.io import fits
+from scipy.stats import wasserstein_distance
 
 import spherediff as sd
-from spherediff import data
+from spherediff import data, report
 from spherediff.cli import main
 
 LMAX = 6
@@ -416,20 +418,25 @@ def test_sample_refuses(folder, monkeypatch, capsys, options, message):
 # ---- evaluate ----
 
 
-def test_evaluate_prints_a_table_and_writes_json(folder, tmp_path, capsys):
+def test_evaluate_prints_a_scorecard_and_writes_json(folder, tmp_path, capsys):
     archive(tmp_path / "samples.nc", seed=1)
-    archive(tmp_path / "training.nc", months=48, seed=2)
+    archive(tmp_path / "training.nc", months=96, seed=2)
     command = ["evaluate", tmp_path / "samples.nc", folder / "archive.nc", "--training"]
     command += [tmp_path / "training.nc", "--climatology", "harmonics:1", "--lmax", "6"]
-    assert run(*command, "--output", tmp_path / "table.json") == 0
+    command += ["--resamples", 20]
+    assert run(*command, "--output", tmp_path / "card.json") == 0
     text = capsys.readouterr().out
-    assert "36 samples, 36 maps of the reference, 48 training maps; degrees up to 6" in text
-    assert "mean map, RMS difference [m s-1]" in text
-    assert "training maps" in text
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert table["command"].startswith("spherediff evaluate")
-    # All have one law: few of 19 rows lie outside their 95 % intervals.
-    assert sum(not row["alike"] for row in table["rows"]) <= 5
+    assert "36 samples, 36 maps of the reference, 96 training maps; degrees up to 6" in text
+    assert "note:" not in text
+    assert "maximum of a map, W1 [m s-1]" in text
+    assert "20 bootstrap resamples" in text
+    record = json.loads((tmp_path / "card.json").read_text())
+    assert record["command"].startswith("spherediff evaluate")
+    assert record["seed"] == 0
+    card = report.from_json((tmp_path / "card.json").read_text())
+    assert {row.variable for row in card.rows} == {"u", "v", "all"}
+    # All have one law: 2 of 66 rows differ on average, in clusters since they are correlated.
+    assert sum(row.differs for row in card.rows) <= 12
 
 
 def test_evaluate_finds_a_scaled_archive(folder, tmp_path, capsys):
@@ -437,17 +444,43 @@ def test_evaluate_finds_a_scaled_archive(folder, tmp_path, capsys):
     ds["u"].attrs["units"] = "m s-1"
     ds.to_netcdf(tmp_path / "twice.nc", engine="h5netcdf")
     command = ["evaluate", tmp_path / "twice.nc", folder / "archive.nc", "--variables", "u"]
-    assert run(*command, "--lmax", 6) == 0
-    line = next(x for x in capsys.readouterr().out.splitlines() if "ratio, all degrees" in x)
-    assert line.split()[4] == "4.000"
+    assert run(*command, "--lmax", 6, "--resamples", 20, "--output", tmp_path / "card.json") == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "spectrum by octave" in x)
     assert line.endswith("*")
+    card = report.from_json((tmp_path / "card.json").read_text())
+    assert card.row("spectrum by octave").value == pytest.approx(math.log(4), abs=1e-3)
+
+
+def test_evaluate_compares_transformed_values(folder, tmp_path, capsys):
+    for name, seed in (("rain", 1), ("more", 2)):
+        archive(tmp_path / "archive.nc", seed=seed)
+        ds = np.exp(xr.open_dataset(tmp_path / "archive.nc")[["u"]].load())
+        ds["u"].attrs["units"] = "mm"
+        ds.to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    command = ["evaluate", tmp_path / "rain.nc", tmp_path / "more.nc", "--lmax", 6]
+    command += ["--transform", "u=log1p:0.5", "--resamples", 5]
+    assert run(*command, "--output", tmp_path / "card.json") == 0
+    assert "[mm]" not in capsys.readouterr().out  # the logarithm has no units
+    values = {
+        name: np.log1p(xr.open_dataset(tmp_path / f"{name}.nc")["u"] / 0.5)
+        for name in ("rain", "more")
+    }
+    area = np.cos(np.radians(values["rain"]["lat"]))
+    means = [values[name].weighted(area).mean(("lat", "lon")) for name in ("rain", "more")]
+    expected = wasserstein_distance(*(mean.values for mean in means))
+    found = report.from_json((tmp_path / "card.json").read_text()).row("area mean").value
+    assert found == pytest.approx(expected, rel=0.1)  # cosines are no exact quadrature
 
 
 def test_evaluate_reads_the_columns_of_fits_as_samples(folder, tmp_path, capsys):
-    command = ["sample", "--model", folder / "model", "--count", 4, "--steps", 4]
+    command = ["sample", "--model", folder / "model", "--count", 12, "--steps", 4]
     assert run(*command, "--output", tmp_path / "s.fits") == 0
-    assert run("evaluate", tmp_path / "s.fits", folder / "archive.nc", "--lmax", 6) == 0
-    assert "4 samples, 36 maps of the reference; degrees up to 6" in capsys.readouterr().out
+    command = ["evaluate", tmp_path / "s.fits", folder / "archive.nc", "--lmax", 6]
+    assert run(*command, "--resamples", 5) == 0
+    text = capsys.readouterr().out
+    assert "12 samples, 36 maps of the reference; degrees up to 6" in text
+    assert "note: as many samples as maps of the reference, 36, would show most" in text
+    assert "exchanged at random" in text
 
 
 def test_evaluate_refuses(folder, tmp_path, capsys):
@@ -459,7 +492,10 @@ def test_evaluate_refuses(folder, tmp_path, capsys):
     ds.to_netcdf(tmp_path / "kmh.nc", engine="h5netcdf")
     assert "km/h" in failure(capsys, "evaluate", tmp_path / "kmh.nc", reference)
     ds.isel(time=slice(2)).to_netcdf(tmp_path / "two.nc", engine="h5netcdf")
-    assert "at least four" in failure(capsys, "evaluate", tmp_path / "two.nc", tmp_path / "kmh.nc")
+    text = failure(capsys, "evaluate", tmp_path / "two.nc", tmp_path / "kmh.nc")
+    assert "at least 10 generated" in text
+    text = failure(capsys, "evaluate", reference, reference, "--transform", "w=sqrt")
+    assert "a transform is given for w" in text
 
 
 # ---- plot and info ----

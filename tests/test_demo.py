@@ -1,7 +1,5 @@
 """The demonstration from end to end, at its quick size."""
 
-import json
-
 import healpy
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 import xarray as xr
 
 import spherediff as sd
-from spherediff import demo
+from spherediff import demo, report
 from spherediff.cli import main
 from spherediff.train import METRICS
 
@@ -23,7 +21,7 @@ def folder(tmp_path_factory):
 
 def test_it_writes_everything_it_names(folder):
     names = {"samples.nc", "samples.fits", "spectra.png", "marginals.png", "training.png"}
-    names |= {"statistics.txt", "statistics.json", "model"}
+    names |= {"scorecard.txt", "scorecard.json", "model"}
     names |= {
         f"{kind}.png"
         for name in ("UWND", "VWND")
@@ -58,11 +56,15 @@ def test_the_model_can_be_used_again(folder):
         np.testing.assert_allclose(ds["UWND"], again["UWND"], atol=1e-4)
 
 
-def test_the_table_has_every_row_and_the_verdict(folder):
-    table = json.loads((folder / "statistics.json").read_text())
-    assert {row["variable"] for row in table["rows"]} == {"UWND", "VWND", "all"}
-    assert all(np.isfinite(row["value"]) and row["floor"] for row in table["rows"])
-    assert "held-out denoising loss" in (folder / "statistics.txt").read_text()
+def test_the_scorecard_has_every_row_and_the_verdict(folder):
+    card = report.from_json((folder / "scorecard.json").read_text())
+    assert {row.variable for row in card.rows} == {"UWND", "VWND", "all"}
+    assert {row.group for row in card.rows} == set(range(1, 11))
+    assert all(np.isfinite([row.value, row.floor]).all() for row in card.rows)
+    text = (folder / "scorecard.txt").read_text()
+    assert "held-out denoising loss" in text
+    assert report.table(card.rows) in text
+    assert sum(demo._shown(row) for row in card.rows) == 10
 
 
 def test_a_second_run_goes_on_from_the_checkpoint(folder, capsys):

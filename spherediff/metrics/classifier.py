@@ -84,5 +84,10 @@ def wins(x: Array, first: Members, second: Members) -> tuple[Array, Array]:
 
 
 def area_under_curve(won: Array, together: Array, p: Array, q: Array) -> Array:
-    """AUC from :func:`wins`; weights of shape (pairs, first) and (pairs, second) → (pairs,)."""
-    return ((p @ won) * q).sum(axis=1) / ((p @ together) * q).sum(axis=1)
+    """AUC from :func:`wins`; weights of shape (pairs, first) and (pairs, second) → (pairs,).
+
+    Without any two maps of one fold, as small resamples may have, nothing is told: 0.5.
+    """
+    total = ((p @ together) * q).sum(axis=1)
+    half = np.full(len(p), 0.5)
+    return np.divide(((p @ won) * q).sum(axis=1), total, out=half, where=total > 0)
