@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 _NORMAL = 1.96  # 95 % of a normal law lie within so many standard deviations
 _TAIL = 0.025
 _PAIRS_AT_ONCE = 64
-_CLASSIFIER_FLOORS = 3
+_CLASSIFIER_FLOORS = 5
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def scorecard(
     names = _common_names(chosen, variable)
     groups = [row.group for row in _ratios(first, variable)]
     if ax is None:
-        ax = plt.subplots(figsize=(7.0, 1.2 + 0.24 * len(names)), layout="constrained")[1]
+        ax = plt.subplots(figsize=(8.5, 1.2 + 0.24 * len(names)), layout="constrained")[1]
     place = np.arange(len(names), dtype=float)
     shifts = np.linspace(-0.5, 0.5, len(chosen) + 2)[1:-1] * _SPREAD
     ax.axvline(1.0, color="0.45", linewidth=1.0, zorder=0)
@@ -73,7 +73,7 @@ def scorecard(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(True, axis="x", alpha=0.3)
     if len(chosen) > 1:
-        ax.legend()
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside: intervals fill the axes
     return Curves(ax, lines, {})
 
 
