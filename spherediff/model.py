@@ -29,7 +29,7 @@ from torch import Tensor
 
 from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
-from spherediff.data import Encoder
+from spherediff.data import Encoder, bundled
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
@@ -191,13 +191,19 @@ class Model:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:
-        """The model that :meth:`save` wrote.
+        """The model that :meth:`save` wrote, or one of those that come with the package.
+
+        Args:
+            directory: where it is, or the name of a bundled model, such as ``"speedy-daily"``.
+            device: where to put the network.
 
         Raises:
             FileNotFoundError: there is no model.
             ValueError: a damaged file, another format, or parts that do not fit together.
         """
         config = Path(directory) / CONFIG
+        if not config.exists():
+            config = bundled.models().get(str(directory), Path(directory)) / CONFIG
         description = _description(config)
         _, tensors = _tensors.read(config.with_name(description["weights"]), "model")
         options = description["network"]
@@ -283,7 +289,8 @@ def _schedule(config: dict[str, Any]) -> LogSNR | ConstantRate:
 def _description(config: Path) -> dict[str, Any]:
     if not config.is_file():
         raise FileNotFoundError(
-            f"expected a model directory with {CONFIG}, found none at {config.parent}"
+            f"expected a model directory with {CONFIG}, found none at {config.parent}, and no "
+            f"bundled model has that name; there is {', '.join(bundled.models()) or 'none'}"
         )
     try:
         description = json.loads(config.read_text(encoding="utf-8"))

@@ -28,13 +28,16 @@ class Sample:
     from --months and recorded in the output (the year has no meaning).  Sample k is the same
     whatever the count.
 
-    For example, 64 maps on a 2.5° grid; January on HEALPix; and the coefficients:
+    For example, daily weather from the bundled model; 64 maps on a 2.5° grid; January on HEALPix;
+    and the coefficients:
+      spherediff sample --model speedy-daily --output weather.nc
       spherediff sample --model winds-model --count 64 --grid 2.5 --output samples.nc
       spherediff sample --model winds-model --months 1 --nside 64 --output january.fits
       spherediff sample --model winds-model --count 1000 --output samples.safetensors
 
     Attributes:
-        model: folder that spherediff train wrote.
+        model: folder that spherediff train wrote, or a model that comes with the package
+            (speedy-daily).
         output: file to write: .nc or .zarr (latitude-longitude or HEALPix maps), .fits (HEALPix),
             .safetensors (coefficients).
         count: number of samples.

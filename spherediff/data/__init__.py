@@ -9,7 +9,7 @@ write(maps, "maps.nc", {"command": "…"})
 """
 
 from spherediff.data.archive import grid_of, normalise, sample_dimension
-from spherediff.data.bundled import coastlines, load
+from spherediff.data.bundled import coastlines, load, models
 from spherediff.data.climatology import Constant, Harmonics, Monthly, NoClimatology
 from spherediff.data.encoder import Encoder
 from spherediff.data.read import fill, open, read_coefficients
@@ -30,6 +30,7 @@ __all__ = [
     "fill",
     "grid_of",
     "load",
+    "models",
     "normalise",
     "open",
     "read_coefficients",

@@ -1,4 +1,7 @@
-"""The data that come with the package; see experiments/build_bundled_data.py for their making."""
+"""The data and models that come with the package.
+
+experiments/build_bundled_data.py makes the data, experiments/train_bundled_model.py the models.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,11 @@ def load(name: str) -> xr.Dataset:
     if name not in _ARCHIVES:
         raise ValueError(f"no bundled archive {name!r}; there is {', '.join(_ARCHIVES)}")
     return open(_FOLDER / _ARCHIVES[name])
+
+
+def models() -> dict[str, Path]:
+    """Directories of the trained models that come with the package, by name."""
+    return {path.name: path for path in sorted((_FOLDER / "models").glob("*")) if path.is_dir()}
 
 
 def coastlines() -> list[NDArray[np.float64]]:
