@@ -107,6 +107,9 @@ def scorecard(
     at random between the generated and the reference set, local units are those of both sets, and
     there are no rows of memorisation.
 
+    All distances between maps are kept: memory grows with the square of their number, 16 bytes for
+    each pair and channel.
+
     Args:
         generated: coefficients, shape (N, channels, (lmax+1)²).
         reference: the same of M maps that no one was trained on, in order of time.

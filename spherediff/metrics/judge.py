@@ -35,6 +35,7 @@ _NORMAL = 1.96  # 95 % of a normal law lie within so many standard deviations
 _TAIL = 0.025
 _PAIRS_AT_ONCE = 64
 _CLASSIFIER_FLOORS = 5
+_COPY = 1e-3  # what is this much nearer to training than real maps are is a copy
 
 
 @dataclass(frozen=True)
@@ -122,21 +123,14 @@ class Judge:
         """Group 9, from features of shape (maps, features)."""
         G, R = self.sets.generated, self.sets.reference
         won, together = classifier.wins(x, G, R)
+        value = float(won.sum() / together.sum())
         p, q = self.design.bootstrap
-        everyone = np.ones((1, len(G))), np.ones((1, len(R)))
-        value = float(classifier.area_under_curve(won, together, *everyone)[0])
-        resampled = classifier.area_under_curve(won, together, p[:, G], q[:, R])
+        interval = _within(value, classifier.area_under_curve(won, together, p[:, G], q[:, R]))
         rng = np.random.default_rng(self.seed + 1)
-        floors = [
-            classifier.area_under_curve(
-                *classifier.wins(x, first, second),
-                np.ones((1, len(first))),
-                np.ones((1, len(second))),
-            )[0]
-            for first, second in floor_sets(self.sets, rng, _CLASSIFIER_FLOORS)
+        others = [
+            classifier.wins(x, *pair) for pair in floor_sets(self.sets, rng, _CLASSIFIER_FLOORS)
         ]
-        floor = float(np.mean(floors))
-        interval = _within(value, resampled)
+        floor = float(np.mean([won.sum() / together.sum() for won, together in others]))
         name, alike = f"classifier AUC, {what}", (0.0, max(0.5, floor))
         yield Row(variable, 9, name, "", value, floor, None, interval, alike)
 
@@ -172,16 +166,12 @@ class Judge:
 
     def _median_ratios(self, nearest: Array) -> Array:
         order = np.argsort(nearest)
-        sorted_ = nearest[order]
-        medians = [
-            sorted_[(np.cumsum(w[:, order], axis=1) < 0.5).sum(axis=1)]
+        G, R = (
+            nearest[order][(np.cumsum(w[:, order], axis=1) < 0.5).sum(axis=1)]
             for w in self.design.bootstrap
-        ]
-        return _log(medians[0]) - _log(medians[1])
-
-
-def _log(x: Array) -> Array:
-    return np.log(np.maximum(x, np.finfo(np.float64).tiny))
+        )
+        smallest = _COPY * R.mean()  # the logarithm of an exact copy's distance
+        return np.log(np.maximum(G, smallest) / R)
 
 
 def _around(ratio: float, log_ratios: Array) -> tuple[float, float]:

@@ -71,7 +71,7 @@ class Sets:
         """Maps that set principal components, spectra and thresholds: a third of training, or all.
 
         In a basis fitted to T' itself T' would have more variance than any other maps have, and
-        could be told from them.
+        could be told from them.  So can, rightly, generated maps that repeat those of the basis.
         """
         return self.training[: self.sizes[2] // 3] if self.sizes[2] else np.arange(self.total)
 
