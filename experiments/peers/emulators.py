@@ -132,7 +132,7 @@ class SphereDiff:
 
         A run of k steps takes k steps and two judgements, one before and one after them.
         """
-        few, many = 5, 25
+        few, many = 3, 13
         model = Model.build(self.encoder, training, seed=seed)
         took = [
             _seconds_of_run(model, training, validation, steps, seed) for steps in (1, few, many)

@@ -71,15 +71,12 @@ def _is_scored(entry: Entry, resamples: int) -> bool:
 def card_of(entry: Entry, split: Split, resamples: int) -> dict[str, Any]:
     """The scorecard of one method, as JSON holds it."""
     encoder = split.encoder
-    scale = encoder.scale[:, None]
     units = [
         unit if transform == Identity() else "1"
         for unit, transform in zip(encoder.units, encoder.transforms, strict=True)
     ]
     card = scorecard(
-        entry.read() * scale,
-        split.test * scale,
-        split.known * scale,
+        *(encoder.anomalies(x) for x in (entry.read(), split.test, split.known)),
         names=encoder.names,
         units=units,
         resamples=resamples,

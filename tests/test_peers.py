@@ -1,0 +1,194 @@
+"""The bench of the peers: splits, laws of the simple emulators, samplers, the table."""
+
+import importlib
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spherediff import harmonics
+from spherediff.gaussian import GaussianField
+from spherediff.spectra import Tabulated, WhittleMatern
+
+PEERS = Path(__file__).parent.parent / "experiments" / "peers"
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """Import a script of the bench by name."""
+    monkeypatch.syspath_prepend(PEERS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def winds(peer):
+    return peer("archives").load("winds")
+
+
+def correlated_maps(count, lmax, generator):
+    """Two channels, the second ½ the first plus as much of its own, C_ℓ = 1/(1+ℓ)²."""
+    field = GaussianField(
+        Tabulated(1 / (1 + torch.arange(lmax + 1.0)) ** 2), lmax, dtype=torch.float32
+    )
+    first, own = field.sample((2, count), generator=generator)
+    return torch.stack([first, 0.5 * (first + own)], dim=1)
+
+
+def test_winds_are_split_in_time_and_standardised_by_what_is_known(winds):
+    assert [len(x) for x in (winds.training, winds.validation, winds.test)] == [97, 11, 24]
+    assert torch.equal(winds.known[:97], winds.training)
+    assert winds.known_dates.values.max() < winds.test_dates.values.min()
+    power = winds.known.double().square().sum(-1).mean(0) / (4 * math.pi)
+    torch.testing.assert_close(power, torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_archives_ask_for_their_files_before_work_begins(peer, tmp_path):
+    archives = peer("archives")
+    archives.require(["winds"], None)
+    with pytest.raises(ValueError, match="name its folder"):
+        archives.require(["winds", "pr"], None)
+    with pytest.raises(FileNotFoundError, match="speedy-daily.nc"):
+        archives.require(["pr"], tmp_path)
+    with pytest.raises(ValueError, match="no archive 'rain'"):
+        archives.load("rain", tmp_path)
+
+
+def test_ensemble_is_split_by_member(peer):
+    archives = peer("archives")
+    import numpy as np
+    import xarray as xr
+
+    member = np.repeat([3, 5, 9, 11], 5)
+    ds = xr.Dataset(coords={"member": ("sample", member)})
+    members = [set(part.member.values.tolist()) for part in archives._by_member(ds)]
+    assert members == [{3, 5}, {9}, {11}]
+
+
+def test_isotropic_emulator_has_the_spectra_and_cross_spectra(peer):
+    emulators = peer("emulators")
+    x = correlated_maps(400, 7, torch.Generator().manual_seed(0))
+    emulator = emulators.IsotropicGaussian()
+    emulator.fit(x[:300], x[300:], 0.0, 0)
+    expected = torch.tensor([[1.0, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    expected = expected / (1 + torch.arange(8))[:, None, None] ** 2
+    found = emulators.cross_spectrum(emulator.sample(4000, seed=1))
+    # The archive's own error at ℓ = 0 is √(2/400), 7 %, and five of them are allowed; ℓ > 1 have
+    # at least five orders.
+    torch.testing.assert_close(found[2:], expected[2:], rtol=0.17, atol=0)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=0.35, atol=0)
+
+
+def test_cross_spectrum_of_one_channel_is_the_degree_spectrum(peer):
+    x = torch.randn(5, 1, 16, generator=torch.Generator().manual_seed(2))
+    found = peer("emulators").cross_spectrum(x)[:, 0, 0]
+    torch.testing.assert_close(found, harmonics.degree_spectrum(x.double()).mean(0)[0])
+
+
+def test_gaussian_emulator_has_the_shrunk_covariance_and_the_mean(peer):
+    x = correlated_maps(300, 2, torch.Generator().manual_seed(3)) + 2.0
+    emulator = peer("emulators").FullGaussian()
+    emulator.fit(x[:200], x[200:], 0.0, 0)
+    draws = emulator.sample(40_000, seed=4).flatten(1)
+    identity = torch.eye(18).unflatten(1, (2, 9))
+    covariance = emulator.covariance.matmul(identity).flatten(1)
+    scale = covariance.diagonal().sqrt()
+    # Means and covariances of 40,000 draws are known to 1/200 of the standard deviations (times
+    # at most √2); five standard errors, for 18 means and 171 covariances.
+    assert ((draws.mean(0) - x.mean(0).flatten()) / scale).abs().max() < 0.025
+    assert ((draws.T.cov() - covariance) / scale / scale[:, None]).abs().max() < 0.036
+
+
+def test_bootstrap_draws_known_maps(peer, winds):
+    emulator = peer("emulators").Bootstrap()
+    emulator.fit(winds.training, winds.validation, 0.0, 0)
+    draws = emulator.sample(50, seed=0)
+    assert all((winds.known == draw).all((1, 2)).any() for draw in draws)
+    assert torch.equal(draws, emulator.sample(50, seed=0))
+    assert not torch.equal(draws, emulator.sample(50, seed=1))
+
+
+def test_function_space_sampler_with_the_exact_score_has_the_exact_law(peer, monkeypatch):
+    functional = peer("functional")
+    monkeypatch.setattr(functional, "BATCH_DRAWN", 4000)
+    lmax, count = 4, 4000
+    noise = GaussianField(WhittleMatern(1.0, 1.0, 1.0), lmax, dtype=torch.float32)
+    noise = GaussianField(Tabulated(noise.degree_variance[None]), lmax, dtype=torch.float32)
+    C = noise.variance_per_coefficient
+    S = C * torch.linspace(0.2, 2, harmonics.count(lmax))  # of the data
+
+    def exact(x, t):
+        alpha, sigma = functional.marginal(t[:, None, None])
+        return sigma * C * x / (alpha.square() * S + sigma.square() * C)  # E[ξ | x_t]
+
+    emulator = functional.FunctionSpace()
+    emulator.noise, emulator.network = noise, exact
+    ratio = emulator.sample(count, seed=0).var(0) / S
+    # A variance of 4000 draws has a standard error of 2.2 %, five of which are allowed; the rest
+    # is the bias of 500 first-order steps.
+    assert (ratio - 1).abs().max() < 0.11 + 0.03
+
+
+def test_training_keeps_within_its_time_and_keeps_the_best_weights(peer, monkeypatch):
+    training = peer("training")
+    clock = itertools.count(step=0.01)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(network, batch):
+        return (network(batch + 0.1 * torch.randn(batch.shape)) - batch).square().mean()
+
+    network = torch.nn.Linear(3, 3)
+    torch.nn.init.zeros_(network.weight)
+    budget = training.Budget(seconds=3.0, seed=0, learning_rate=2e-2, ema=0.9)
+    record = training.train_within(budget, network, loss, x, x)
+    assert 250 < record["steps"] <= 300
+    errors = [error for _, _, error in record["validation"]]
+    assert training.judge(network, loss, x, budget.batch) == pytest.approx(min(errors))
+    assert min(errors) < 0.05  # 1 untrained, 0.01 the best
+    assert len(errors) == 20
+
+
+def test_rate_of_learning_rises_and_falls_to_nothing(peer):
+    budget = peer("training").Budget(seconds=100.0, seed=0, learning_rate=2.0, warmup=0.1)
+    assert budget.rate(5.0) == pytest.approx(0.5 * (1 + math.cos(0.05 * math.pi)))
+    assert budget.rate(50.0) == pytest.approx(1.0)
+    assert budget.rate(100.0) == pytest.approx(0.0)
+
+
+def test_run_draws_scores_and_goes_on_where_it_stopped(peer, tmp_path, monkeypatch, capsys):
+    run = peer("run")
+    methods = ["isotropic", "bootstrap"]
+    command = ["run.py", str(tmp_path), "--output", str(tmp_path / "out"), "--archives", "winds"]
+    monkeypatch.setattr(
+        sys, "argv", [*command, "--resamples", "2", "--threads", "1", "--methods", *methods]
+    )
+    run.main()
+    table = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))
+    assert list(table["winds"]) == methods
+    (copied,) = (
+        row
+        for row in table["winds"]["bootstrap"]["card"]["rows"]
+        if row["statistic"].startswith("share") and row["variable"] == "all"
+    )
+    assert copied["value"] == 1.0
+    text = (tmp_path / "out" / "table.md").read_text("utf-8")
+    assert "| variable | statistic | isotropic | bootstrap |" in text
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "winds").iterdir())]
+    run.main()
+    assert "2 results, 2 of them already there" in capsys.readouterr().out
+    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "winds").iterdir())]
+    assert again == times
+
+
+def test_pixel_network_is_periodic_in_longitude_only(peer):
+    pytest.importorskip("azula", reason="a peer, in the bench extra")
+    diffusion = peer("diffusion")
+    layer = diffusion.Cylinder(torch.nn.Conv2d(2, 2, 3, padding=1))
+    x = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x).roll(3, -1), layer(x.roll(3, -1)))
+    assert not torch.allclose(layer(x).roll(1, -2), layer(x.roll(1, -2)), atol=1e-2)
