@@ -2,7 +2,7 @@
 
 For weights p and q on common values x_1 ≤ … ≤ x_n with cumulative sums F_P, F_Q,
 
-    W₁(P, Q) = ∫ |F_P − F_Q| dx = Σ_i |F_P(x_i) − F_Q(x_i)| (x_{i+1} − x_i)
+    W₁(P, Q) = ∫|F_P − F_Q| dx = Σ_i|F_P(x_i) − F_Q(x_i)| (x_{i+1} − x_i)
 
 (Vallender 1974).  Where each map contributes many values, its histogram is kept instead: bins of
 equal width in asinh x, linear near zero and logarithmic in the tails, with F linear inside a bin.

@@ -4,7 +4,7 @@ Fields are compared in local units, x(s) = (f(s) − μ(s))/σ(s) with the mean 
 deviation of the real maps (reference and training) at each place s.  The places are the nodes of
 a Gauss–Legendre grid.  Bands are
 
-    ψ_j = Σ_ℓm b(ℓ/2^j) a_ℓm Y_ℓm,   b(2^u) = cos(πu/2) for |u| < 1, else 0,   Σ_j b(ℓ/2^j)² = 1,
+    ψ_j = Σ_ℓm b(ℓ/2^j) a_ℓm Y_ℓm,   b(2^u) = cos(πu/2) for −1 < u < 1, else 0,   Σ_j b(ℓ/2^j)² = 1,
 
 a needlet frame (Narcowich, Petrushev & Ward 2006) with windows of an octave to either side.
 Gradients are exact, by spin-1 synthesis.  Principal components, √C_ℓ and thresholds are those
@@ -137,7 +137,7 @@ class Features:
 
     @cached_property
     def gradient(self) -> Histograms:
-        """Of |∇f| in units of its local root mean square."""
+        """Of ‖∇f‖ in units of its local root mean square."""
         size = gradient_magnitude(self.coefficients, self.grid)
         scale = np.sqrt(np.square(size[self.sets.real]).mean(axis=0))
         return Histograms.of(size / scale, self.area, np.zeros_like(self.region))
@@ -261,7 +261,7 @@ def _squared_distances(x: Array, real: Members) -> Array:
 
 
 def gradient_magnitude(a: Tensor, grid: GaussLegendre) -> Array:
-    """|∇f| on the unit sphere, by spin-1 synthesis; (maps, (lmax+1)²) → (maps, places)."""
+    """‖∇f‖ on the unit sphere, by spin-1 synthesis; (maps, (lmax+1)²) → (maps, places)."""
     nlat, nlon = grid.shape
     size = np.empty((len(a), nlat * nlon))
     for packed, row in zip(harmonics.to_healpy(a).numpy(), size, strict=True):

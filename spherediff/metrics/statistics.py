@@ -8,7 +8,7 @@ the average over the sphere, a row of the scorecard is the root mean square over
     3  ⟨W₁(P, Q)⟩ of x at each place; differences of quantiles of x, pooled over a region, by region
     4  (2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖)^{1/2} for independent X, X' ~ P and Y, Y' ~ Q
     5  the mean of W₁ over principal components and random directions in their span
-    6  W₁ of |∇f|, of f(s) − f(t); differences of skewness and of excess kurtosis of bands, by band
+    6  W₁ of ‖∇f‖, of f(s) − f(t); differences of skewness and of excess kurtosis of bands, by band
     7  W₁ of four numbers of each map
     8  differences of the correlations of means over regions, by pair
 
