@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from archives import Split
 from emulators import Bootstrap, Emulator, FullGaussian, IsotropicGaussian, SphereDiff
+
+ENVIRONMENT = Path(__file__).with_name(".earthsampler")
 
 
 def pixel(_: Split) -> Emulator:
@@ -21,6 +25,33 @@ def functional(_: Split) -> Emulator:
     return FunctionSpace()
 
 
+def earthsampler(_: Split) -> Emulator:
+    from earthsampler_peer import EarthSampler, prepare
+
+    return EarthSampler(prepare(ENVIRONMENT))
+
+
+def nothing() -> None:
+    """What a method asks for that needs no preparation."""
+
+
+def require_azula() -> None:
+    """Raises ImportError if it is not installed."""
+    missing = [name for name in ("azula", "einops") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"the method pixel needs {', '.join(missing)}: pip install 'spherediff[bench]', or"
+            " leave the method out with --methods"
+        )
+
+
+def install_earthsampler() -> None:
+    """An environment of its own, the first time."""
+    from earthsampler_peer import prepare
+
+    prepare(ENVIRONMENT)
+
+
 @dataclass(frozen=True)
 class Method:
     """How to make an emulator.
@@ -28,19 +59,20 @@ class Method:
     Attributes:
         make: from the archive it is for.
         budgeted: whether it uses the training time.
-        needs: packages besides spherediff's own dependencies.
+        prepare: to be called before work begins.
     """
 
     make: Callable[[Split], Emulator]
     budgeted: bool = False
-    needs: tuple[str, ...] = ()
+    prepare: Callable[[], None] = nothing
 
 
 METHODS = {
     "isotropic": Method(lambda _: IsotropicGaussian()),
     "gaussian": Method(lambda _: FullGaussian()),
     "bootstrap": Method(lambda _: Bootstrap()),
-    "pixel": Method(pixel, True, ("azula", "einops")),
+    "pixel": Method(pixel, True, require_azula),
     "functional": Method(functional, True),
+    "earthsampler": Method(earthsampler, True, install_earthsampler),
     "spherediff": Method(lambda split: SphereDiff(split.encoder), True),
 }

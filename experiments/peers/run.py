@@ -16,6 +16,7 @@ of a method to have it trained again.
 | bootstrap | known maps again |
 | pixel | U-Net, white noise on the grid, EDM preconditioning (azula) |
 | functional | Fourier neural operator, Matérn noise, no preconditioning |
+| earthsampler | HEALPix U-Net with EarthSampler's own training, in an environment of its own |
 | spherediff | this package |
 
 `pip install 'spherediff[bench]'` brings what the peers need.
@@ -24,7 +25,6 @@ of a method to have it trained again.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,10 @@ def check(options: argparse.Namespace) -> None:
     if options.seconds <= 0 or options.threads < 1:
         raise ValueError("seconds and threads must be positive")
     archives.require(options.archives, options.folder)
-    for name in options.methods:
-        missing = [p for p in METHODS[name].needs if importlib.util.find_spec(p) is None]
-        if missing:
-            raise ImportError(
-                f"the method {name} needs {', '.join(missing)}: pip install 'spherediff[bench]', or"
-                " leave it out with --methods"
-            )
     for archive in options.archives:
         require_writable(Entry(options.output, archive, options.methods[0]).record)
+    for name in options.methods:
+        METHODS[name].prepare()
 
 
 def draw(entry: Entry, split: Split, seconds: float, seed: int) -> None:
