@@ -174,6 +174,25 @@ def test_a_floor_of_correlated_maps_grows_with_that_of_the_reference():
     assert double / single == pytest.approx(math.sqrt(2), rel=0.25)
 
 
+@pytest.mark.parametrize(
+    "generated",
+    [
+        gaussian(1, 1, lmax=3).repeat(20, 1, 1),
+        torch.zeros(20, 1, 16),
+        1e6 * gaussian(20, 1, lmax=3),
+    ],
+    ids=["one map", "zero", "huge"],
+)
+def test_hopeless_maps_have_finite_scores(generated):
+    reference, training = (
+        harmonics.resize(gaussian(n, n, lmax=3), 7) for n in (30, 60)
+    )  # no power in the last octave
+    scores = card(harmonics.resize(generated, 7), reference, training, resamples=5)
+    numbers = [[row.value, row.floor, *row.interval] for row in scores.rows]
+    assert np.isfinite(numbers).all()
+    assert sum(row.differs for row in scores.rows) > 15
+
+
 def test_same_seed_same_scorecard(archive):
     reference, training = (x[:40] for x in archive)
     first, second = (card(reference, training, resamples=5) for _ in range(2))

@@ -24,13 +24,14 @@ Array = NDArray[np.float64]
 
 _FOLDS = 5
 _INVERSE_DECAY = 0.01
+_SMALLEST = 1e-12
 _REGIONAL = np.array([0.05, 0.5, 0.95])
 _GRADIENT = np.array([0.1, 0.5, 0.9, 0.99])
 
 
 def of_coefficients(features: Features | JointFeatures) -> Array:
     """Logarithm of the power of each degree, principal components and their squares."""
-    power = [_log(one.power[:, 1:]) for one in features.channels]
+    power = [_log(one.power[:, 1:] / one.power[one.sets.real].mean()) for one in features.channels]
     scores = features.scores
     return np.concatenate([*power, scores, np.square(scores)], axis=1)
 
@@ -42,7 +43,7 @@ def of_maps(features: Features | JointFeatures) -> Array:
 
 def _of_map(one: Features) -> list[Array]:
     first, second, third, fourth = one.bands
-    variance = np.maximum(second - np.square(first), np.finfo(np.float64).tiny)
+    variance = np.maximum(second - np.square(first), _SMALLEST)
     return [
         one.regional.map_quantiles(_REGIONAL).reshape(one.sets.total, -1),
         one.gradient.map_quantiles(_GRADIENT).reshape(one.sets.total, -1),
@@ -54,7 +55,7 @@ def _of_map(one: Features) -> list[Array]:
 
 
 def _log(x: Array) -> Array:
-    return np.log(np.maximum(x, np.finfo(np.float64).tiny))
+    return np.log(np.maximum(x, _SMALLEST))
 
 
 def wins(x: Array, first: Members, second: Members) -> tuple[Array, Array]:

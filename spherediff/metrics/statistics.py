@@ -74,11 +74,15 @@ def spectrum(features: Features) -> Statistic:
     """Group 1."""
     ranges = octaves(features.lmax)
     power = np.stack([features.power[:, low : high + 1].sum(1) for low, high in ranges], axis=1)
+    unit = power[features.sets.real].mean(axis=0)
+    power /= np.where(unit > 0, unit, 1.0)
     square = np.square(power)
 
     def moments(w: Array) -> tuple[Array, Array]:
         mean = w @ power
-        return np.log(mean), np.log(_unbiased(w @ square - np.square(mean), w))
+        return np.log(np.maximum(mean, _SMALLEST)), np.log(
+            _unbiased(w @ square - np.square(mean), w)
+        )
 
     return Statistic(
         1,
