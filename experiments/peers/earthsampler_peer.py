@@ -2,7 +2,8 @@
 
 Its wheel installs packages named ``datasets`` and ``utils`` and wants other versions of numpy and
 xarray than ours, so that it lives in an environment of its own, in which
-``earthsampler_worker.py`` runs.  Maps go there and back on the Gauss–Legendre grid.
+``earthsampler/worker.py`` runs; its folder keeps our modules off its path.  Maps go there and back
+on the Gauss–Legendre grid.
 
 Compilation, about a minute, counts against its budget, and it computes on all cores.
 """
@@ -24,7 +25,7 @@ from spherediff import harmonics
 from spherediff.grids import GaussLegendre
 
 REQUIREMENTS = ("earthsampler==0.2.0", "healpy", "optax")
-_WORKER = Path(__file__).with_name("earthsampler_worker.py")
+_WORKER = Path(__file__).parent / "earthsampler" / "worker.py"
 
 
 def prepare(environment: Path) -> Path:

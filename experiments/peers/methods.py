@@ -10,7 +10,7 @@ from pathlib import Path
 from archives import Split
 from emulators import Bootstrap, Emulator, FullGaussian, IsotropicGaussian, SphereDiff
 
-ENVIRONMENT = Path(__file__).with_name(".earthsampler")
+ENVIRONMENT = Path(__file__).parent / "earthsampler" / ".environment"
 
 
 def pixel(_: Split) -> Emulator:

@@ -1,7 +1,7 @@
 """EarthSampler's network and training on maps of ours; runs in an environment of its own.
 
-    python earthsampler_worker.py train FOLDER SECONDS SEED
-    python earthsampler_worker.py draw FOLDER COUNT SEED
+    python worker.py train FOLDER SECONDS SEED
+    python worker.py draw FOLDER COUNT SEED
 
 FOLDER/maps.npz holds ``training`` and ``validation`` (N, channels, nlat, nlon), ``latitude`` and
 ``longitude`` in degrees; ``train`` writes weights.eqx and record.json, ``draw`` writes draws.npy.
