@@ -108,30 +108,30 @@ def test_nearly_copied_maps_are_caught(archive):
 
 def test_rows_of_one_law_differ_at_the_stated_rate():
     # Measured over 60 scorecards, a row differs with probability 0.03, one scorecard of 29 rows
-    # has 0.8 that do with a standard deviation of 1.3.  Twelve have more than 27 with a
-    # probability far below 1e-3, and a mean ratio of 1 within 4 standard errors of about 0.04.
+    # has 0.8 that do with a standard deviation of 1.3.  More than 21 in eight scorecards
+    # are four standard deviations away.  The mean ratio has a standard error of about 0.04.
     count, ratios = 0, []
-    for seed in range(12):
+    for seed in range(8):
         x = gaussian(150, seed, lmax=3)
         x = x + 0.3 * x.square()
         scores = card(x[:30], x[30:60], x[60:], resamples=30)
         count += sum(row.differs for row in scores.rows)
         ratios.append(scores.row("local marginals").ratio)
-    assert count <= 27
-    assert np.mean(ratios) == pytest.approx(1.0, abs=0.12)
+    assert count <= 21
+    assert np.mean(ratios) == pytest.approx(1.0, abs=0.15)
 
 
 def test_without_training_maps_exchanges_are_the_floor():
     # Measured over 150 scorecards, rows differ with probability 0.016: 0.4 of 27, in clusters,
-    # since rows depend on one another.  More than 19 in ten scorecards are about four standard
+    # since rows depend on one another.  More than 14 in six scorecards are about four standard
     # deviations away.
     count = 0
-    for seed in range(10):
+    for seed in range(6):
         x = gaussian(60, seed, lmax=3)
         scores = card(x[:30], x[30:], resamples=20)
         assert not any(row.group == 10 for row in scores.rows)
         count += sum(row.differs for row in scores.rows)
-    assert count <= 19
+    assert count <= 14
     scores = card(1.6 * gaussian(80, 1), gaussian(80, 2))
     assert differing(scores, SPECTRA - {"classifier AUC, coefficients"})
     assert scores.row("log standard-deviation map").differs
