@@ -10,7 +10,7 @@ coefficient, for any α and σ with α/σ falling: processes that are not Markov
 the same law at every time.  With z = (x − αμ)/√V and the residual F of the denoiser,
 
     flow   dz = −F dψ,
-    SDE    dz = −(2F + z tan ψ) dψ + √(2 tan ψ) dW   (ψ falling, dW² = |dψ|),
+    SDE    dz = (z tan ψ − 2F) dψ + √(2 tan ψ) dW    (ψ falling, dW² = |dψ|),
 
 so that between two times t > s, with h = log(α/σ)(s) − log(α/σ)(t) > 0 and F held at D,
 

@@ -97,6 +97,7 @@ class Generate:
         import torch
 
         from spherediff import data, harmonics
+        from spherediff.data.amplitude import Amplitude
 
         n = harmonics.count(self.lmax)
         return data.Encoder(
@@ -106,6 +107,7 @@ class Generate:
             self.lmax,
             data.NoClimatology(),
             torch.zeros(0, 1, n, dtype=torch.float64),
+            Amplitude(torch.zeros(1, 1)),
             torch.ones(1, dtype=torch.float64),
             torch.zeros(1, dtype=torch.float64),
         )
