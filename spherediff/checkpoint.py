@@ -112,7 +112,7 @@ def snapshot(network: nn.Module) -> dict[str, Tensor]:
 
 
 def identity_of(
-    denoiser: NeuralDenoiser, data: Tensor, held_out: Tensor, config: Mapping[str, Any]
+    denoiser: NeuralDenoiser, archive: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What has to be the same for a checkpoint to make sense, as JSON returns it."""
     channels, n = denoiser.process.event_shape
@@ -124,7 +124,7 @@ def identity_of(
         "channels": channels,
         "network": shapes,
         "process": repr(denoiser.process.schedule) + _tensors.digest(moments),
-        "archive": _tensors.digest({"data": data, "held_out": held_out}),
+        "archive": _tensors.digest(dict(archive)),
         "config": dict(config),
     }
     return json.loads(json.dumps(identity))

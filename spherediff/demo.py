@@ -34,7 +34,7 @@ from spherediff._files import atomic_write, require_writable
 from spherediff.grids import Grid, HEALPix, LatLon
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import CHECKPOINT, METRICS, TrainConfig, TrainResult, train
+from spherediff.train import CHECKPOINT, METRICS, Fields, TrainConfig, TrainResult, train
 
 _ARCHIVE = "navy-winds"
 _TRAIN, _HELD_OUT = slice(0, 96), slice(96, 108)
@@ -52,6 +52,7 @@ class Settings:
 
     Attributes:
         lmax: band limit of model and samples.
+        amplitude_degree: degree to which the map of local standard deviations is resolved.
         network: options of the network.
         training: how to train.
         samples: how many to draw.
@@ -63,6 +64,7 @@ class Settings:
     """
 
     lmax: int = 31
+    amplitude_degree: int = 10
     network: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 64
@@ -131,13 +133,15 @@ def run(
     _say("[1/5] archive: monthly surface winds of the world, observed, 1982–92")
     archive = data.load(_ARCHIVE)
     ready = _prepare(archive, settings)
-    _say(f"[2/5] training on {len(ready.train)} months, {len(ready.held_out)} held out")
+    _say(f"[2/5] training on {len(ready.train.x)} months, {len(ready.held_out.x)} held out")
     model, result = _trained(ready, settings, output / "model", seed)
     _say(f"[3/5] drawing {settings.samples} samples of zonal and meridional wind")
     generator = torch.Generator().manual_seed(seed)
-    x = model.sample(settings.samples, generator=generator, steps=settings.steps, progress=True)
-    months = 1 + np.random.default_rng([seed, 1]).integers(12, size=len(x))
+    months = 1 + np.random.default_rng([seed, 1]).integers(12, size=settings.samples)
     dates = np.array([f"2001-{month:02d}-15" for month in months], "datetime64[ns]")
+    x = model.sample(
+        settings.samples, generator=generator, time=dates, steps=settings.steps, progress=True
+    )
     spaced = round(180 / settings.spacing)
     grid = LatLon(np.linspace(-90, 90, spaced + 1), np.arange(2 * spaced) * settings.spacing)
     maps = model.encoder.decode(x, grid, dates)
@@ -148,9 +152,8 @@ def run(
     _say("[4/5] figures")
     _draw(_Drawing(archive, ready, x, maps, months, grid, settings.columns, output, record))
     _say("[5/5] scorecard of the samples against the test months\n")
-    scale = ready.encoder.scale[:, None]
     card = metrics.scorecard(
-        *(a.double().cpu() * scale for a in (x, ready.test, ready.train)),
+        *(ready.encoder.anomalies(a) for a in (x, ready.test.x, ready.train.x)),
         names=ready.encoder.names,
         units=ready.encoder.units,
         resamples=settings.resamples,
@@ -170,30 +173,39 @@ class _Ready:
     """The archive as standardised anomalies, shape (months, 2, n), by purpose."""
 
     encoder: data.Encoder
-    train: Tensor
-    held_out: Tensor
-    test: Tensor
+    train: Fields
+    held_out: Fields
+    test: Fields
 
 
 def _prepare(archive: xr.Dataset, settings: Settings) -> _Ready:
     seen = archive.isel(time=archive["test"].values == 0)
     encoder = data.Encoder.fit(
-        seen.isel(time=_TRAIN), lmax=settings.lmax, climatology=data.Harmonics(2)
+        seen.isel(time=_TRAIN),
+        lmax=settings.lmax,
+        climatology=data.Harmonics(2),
+        amplitude_degree=settings.amplitude_degree,
     )
     parts = (
         seen.isel(time=_TRAIN),
         seen.isel(time=_HELD_OUT),
         archive.isel(time=archive["test"].values == 1),
     )
-    return _Ready(encoder, *map(encoder.encode, parts))
+    return _Ready(
+        encoder,
+        *(Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"])) for ds in parts),
+    )
 
 
 def _trained(
     ready: _Ready, settings: Settings, folder: Path, seed: int
 ) -> tuple[Model, TrainResult]:
     config = TrainConfig(**settings.training, seed=seed)
-    network = OperatorConfig(settings.lmax, len(ready.encoder.names), **settings.network)
-    model = Model.build(ready.encoder, ready.train, network=network, seed=seed)
+    encoder = ready.encoder
+    network = OperatorConfig(
+        settings.lmax, len(encoder.names), conditions=encoder.conditions, **settings.network
+    )
+    model = Model.build(encoder, ready.train.x, network=network, seed=seed)
     resume = (folder / CHECKPOINT).exists()
     if resume:
         _say("      going on from the checkpoint of an earlier run")
@@ -214,7 +226,9 @@ def _summary(
         f" {result.best_step} of {result.step}; 1 means that the network adds nothing to a"
         " Gaussian field with the archive's means and variances)"
     )
-    heading = f"anomalies, samples against {len(ready.test)} test months that nothing was fitted to"
+    heading = (
+        f"anomalies, samples against {len(ready.test.x)} test months that nothing was fitted to"
+    )
     return "\n".join([verdict, "", heading, report.table(rows), "", report.explanation(card)])
 
 
@@ -288,8 +302,7 @@ def _units(given: _Drawing, channel: int) -> str:
 
 
 def _anomaly_maps(given: _Drawing, x: Tensor, channel: int) -> Tensor:
-    a = x[:, channel].double().cpu() * given.ready.encoder.scale[channel]
-    return given.grid.synthesis(a)
+    return given.grid.synthesis(given.ready.encoder.anomalies(x)[:, channel])
 
 
 def _maps(given: _Drawing, channel: int, *, anomalies: bool) -> Figure:
@@ -299,10 +312,10 @@ def _maps(given: _Drawing, channel: int, *, anomalies: bool) -> Figure:
     pairs = _same_months(dates.dt.month.values, given.months, given.columns)
     observed, drawn = (list(side) for side in zip(*pairs, strict=True))
     if anomalies:
-        above = _anomaly_maps(given, given.ready.test[observed], channel)
+        above = _anomaly_maps(given, given.ready.test.x[observed], channel)
         below = _anomaly_maps(given, given.samples[drawn], channel)
     else:
-        fields = encoder.decode(given.ready.test[observed], given.grid, dates[observed])
+        fields = encoder.decode(given.ready.test.x[observed], given.grid, dates[observed])
         above = torch.from_numpy(fields[encoder.names[channel]].values)
         below = torch.from_numpy(given.maps[encoder.names[channel]].values[drawn])
     when = [f"{_MONTHS[int(dates[k].dt.month) - 1]} {int(dates[k].dt.year)}" for k in observed]
@@ -331,7 +344,7 @@ def _same_months(observed: np.ndarray, drawn: np.ndarray, count: int) -> list[tu
 
 def _moments(given: _Drawing, channel: int) -> Figure:
     ready = given.ready
-    observed = torch.cat([ready.train, ready.held_out, ready.test])
+    observed = torch.cat([part.x for part in (ready.train, ready.held_out, ready.test)])
     sets = {
         f"{len(observed)} observed": _anomaly_maps(given, observed, channel),
         f"{len(given.samples)} samples": _anomaly_maps(given, given.samples, channel),
@@ -360,10 +373,9 @@ def _spectra(given: _Drawing) -> Figure:
     encoder, ready = given.ready.encoder, given.ready
 
     def draw(channel: int, ax: Any) -> None:
-        sets = {"training": ready.train, "test": ready.test, "samples": given.samples}
-        scale = encoder.scale[channel]
+        sets = {"training": ready.train.x, "test": ready.test.x, "samples": given.samples}
         plot.degree_spectrum(
-            {name: x[:, channel].double().cpu() * scale for name, x in sets.items()},
+            {name: encoder.anomalies(x)[:, channel] for name, x in sets.items()},
             ax=ax,
             title=f"{_label(given, channel)} anomaly",
             units=_units(given, channel),
@@ -375,7 +387,9 @@ def _spectra(given: _Drawing) -> Figure:
 def _marginals(given: _Drawing) -> Figure:
     encoder, ready = given.ready.encoder, given.ready
     observed = encoder.decode(
-        torch.cat([ready.train, ready.held_out, ready.test]), given.grid, given.archive["time"]
+        torch.cat([part.x for part in (ready.train, ready.held_out, ready.test)]),
+        given.grid,
+        given.archive["time"],
     )
 
     def draw(channel: int, ax: Any) -> None:

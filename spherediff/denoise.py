@@ -347,9 +347,11 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
 
     Args:
         process: the forward process, with a channel axis: event shape (channels, n).
-        network: maps (B, channels, n) and log(s/α) of shape (B,) to (B, channels, n).
+        network: maps (B, channels, n), log(s/α) of shape (B,) and, if there is one, the condition
+            of shape (B, k) to (B, channels, n).
         mean: μ, shape (channels, n).
         variance: v ≥ 0, shape (channels, n).
+        condition: what the law depends on besides, such as the time of the year, (*batch, k).
 
     Raises:
         ValueError: a process without channels, or shapes that do not fit.
@@ -364,6 +366,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         network: torch.nn.Module,
         mean: Tensor,
         variance: Tensor,
+        condition: Tensor | None = None,
     ) -> None:
         super().__init__()
         if len(process.event_shape) != 2:
@@ -384,6 +387,11 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         place = {"device": process.field.device, "dtype": process.field.dtype}
         self.register_buffer("mean", mean.to(**place))
         self.register_buffer("variance", variance.to(**place))
+        self.condition = None if condition is None else condition.to(**place)
+
+    def given(self, condition: Tensor) -> NeuralDenoiser:
+        """The same under a condition of shape (*batch, k), one for each state of a batch."""
+        return NeuralDenoiser(self.process, self.network, self.mean, self.variance, condition)
 
     @property
     def reference(self) -> Reference:
@@ -402,5 +410,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
         log_noise = log_noise.expand(z.shape[:-1])[..., 0]
-        fields = z.reshape(-1, *self.process.event_shape)
-        return self.network(fields, log_noise.reshape(-1)).reshape(z.shape)
+        arguments = [z.reshape(-1, *self.process.event_shape), log_noise.reshape(-1)]
+        if self.condition is not None:
+            arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
+        return self.network(*arguments).reshape(z.shape)

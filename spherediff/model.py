@@ -85,8 +85,9 @@ class Model:
         Args:
             encoder: what made the coefficients.
             coefficients: the training fields, shape (N, channels, n).
-            network: size of the network; for the encoder's lmax and channels if not given.  With a
-                smaller lmax it learns the lower degrees, and the higher ones stay Gaussian.
+            network: size of the network; for the encoder's lmax and channels, and told the time of
+                the year if the climatology varies with it, if not given.  With a smaller lmax it
+                learns the lower degrees, and the higher ones stay Gaussian.
             schedule: of the forward process.
             seed: of the network's first weights.
             device: where to train.
@@ -101,7 +102,9 @@ class Model:
                 f"got {tuple(coefficients.shape)}"
             )
         mean, variance, spectrum = archive_moments(coefficients)
-        network = network or OperatorConfig(encoder.lmax, len(encoder.names))
+        network = network or OperatorConfig(
+            encoder.lmax, len(encoder.names), conditions=encoder.conditions
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
@@ -127,6 +130,7 @@ class Model:
         count: int,
         *,
         generator: torch.Generator,
+        time: Any = None,
         sampler: type[Sampler] = ProbabilityFlow,
         steps: int | None = None,
         batch: int = 64,
@@ -137,6 +141,8 @@ class Model:
         Args:
             count: number of fields.
             generator: a CPU generator; field k is the same whatever ``count`` and ``batch``.
+            time: date of each, or one for all, as for ``encoder.decode``; needed if the network
+                is told the time of the year.
             sampler: class of the reverse sampler.
             steps: its number of steps; its own default if not given.
             batch: fields drawn at once.
@@ -147,11 +153,15 @@ class Model:
         """
         if count < 1 or batch < 1:
             raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
-        integrator = sampler(self.denoiser, steps=steps)
-        sizes = [min(batch, count - start) for start in range(0, count, batch)]
-        return torch.cat(
-            [integrator.sample((k,), generator=generator, progress=progress) for k in sizes]
-        )
+        told = self.network.config.conditions > 0
+        seasons = self.encoder.season(time, count) if told else torch.zeros(count, 0)
+        draws = []
+        for season in seasons.split(batch):
+            denoiser = self.denoiser.given(season) if told else self.denoiser
+            integrator = sampler(denoiser, steps=steps)
+            shape = (len(season),)
+            draws.append(integrator.sample(shape, generator=generator, progress=progress))
+        return torch.cat(draws)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``model.json`` and the weights it names; a model there before is replaced.

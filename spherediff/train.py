@@ -34,7 +34,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,25 +150,56 @@ def residual_error(
     return denoiser.residual(z, t).to(target.dtype) - target, target
 
 
+class Fields(NamedTuple):
+    """Fields and what their law depends on.
+
+    Attributes:
+        x: shape (N, channels, n).
+        condition: shape (N, k), such as the time of the year; none if it is always the same.
+    """
+
+    x: Tensor
+    condition: Tensor
+
+    @classmethod
+    def of(cls, fields: Tensor | Fields) -> Fields:
+        """The fields themselves, or plain ones without a condition."""
+        return (
+            fields if isinstance(fields, Fields) else cls(fields, fields.new_zeros(len(fields), 0))
+        )
+
+    def at(self, chosen: Tensor | slice) -> Fields:
+        """Some of them."""
+        return Fields(self.x[chosen], self.condition[chosen])
+
+
 @torch.no_grad()
-def held_out_loss(denoiser: NeuralDenoiser, held_out: Tensor, config: TrainConfig) -> list[float]:
+def held_out_loss(
+    denoiser: NeuralDenoiser, held_out: Tensor | Fields, config: TrainConfig
+) -> list[float]:
     """‖F − T‖²/‖T‖² on held-out fields at each of ``config.levels``; the noise never changes."""
+    judged = Fields.of(held_out).at(slice(config.held_out_maps))
     generator = torch.Generator().manual_seed(config.seed + 1)
     ratios = []
     for level in config.levels:
         total = torch.zeros(2, dtype=torch.float64)
-        for maps in held_out[: config.held_out_maps].split(config.batch):
-            x0, log_noise = maps.to(denoiser.mean), torch.full((len(maps),), level)
-            error, target = residual_error(denoiser, x0, log_noise, generator)
+        for k in range(0, len(judged.x), config.batch):
+            part = judged.at(slice(k, k + config.batch))
+            x0, log_noise = part.x.to(denoiser.mean), torch.full((len(part.x),), level)
+            error, target = residual_error(_told(denoiser, part), x0, log_noise, generator)
             total += torch.stack([error.square().sum(), target.square().sum()]).cpu()
         ratios.append(float(total[0] / total[1]))
     return ratios
 
 
+def _told(denoiser: NeuralDenoiser, fields: Fields) -> NeuralDenoiser:
+    return denoiser.given(fields.condition) if fields.condition.shape[1] else denoiser
+
+
 def train(
     denoiser: NeuralDenoiser,
-    data: Tensor,
-    held_out: Tensor,
+    data: Tensor | Fields,
+    held_out: Tensor | Fields,
     config: TrainConfig | None = None,
     directory: str | Path = "training",
     *,
@@ -185,7 +216,7 @@ def train(
 
     Args:
         denoiser: the preconditioned network.
-        data: training fields, shape (N, channels, n).
+        data: training fields, shape (N, channels, n), or with their conditions.
         held_out: fields to judge by and to stop early by, shape (M, channels, n); never trained on.
         config: how to train.
         directory: where metrics and checkpoints go.
@@ -203,11 +234,14 @@ def train(
     """
     config = config or TrainConfig()
     directory = Path(directory)
+    data, held_out = Fields.of(data), Fields.of(held_out)
     _check_fields(denoiser, data, "training")
     _check_fields(denoiser, held_out, "held-out")
     _check_levels(denoiser, config)
     require_writable(directory / CHECKPOINT)
-    identity = identity_of(denoiser, data, held_out, asdict(config))
+    archive = {"data": data.x, "held_out": held_out.x}
+    archive |= {"conditions": data.condition, "held_out_conditions": held_out.condition}
+    identity = identity_of(denoiser, archive, asdict(config))
     state = TrainingState.start(denoiser.network, config.weight_decay, config.seed)
     if resume:
         state.restore(directory, identity)
@@ -249,7 +283,7 @@ def train(
 def _take_step(
     denoiser: NeuralDenoiser,
     state: TrainingState,
-    data: Tensor,
+    data: Fields,
     config: TrainConfig,
     directory: Path,
 ) -> dict[str, Any]:
@@ -257,12 +291,12 @@ def _take_step(
     step = state.step + 1
     parameters = list(state.network.parameters())
     device = parameters[0].device
-    chosen = torch.randint(len(data), (config.batch,), generator=state.generator)
+    chosen = data.at(torch.randint(len(data.x), (config.batch,), generator=state.generator))
     log_noise = _draw_log_noise(denoiser, config, state.generator)
     mixed = config.mixed_precision and device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-        x0 = data[chosen].to(denoiser.mean)
-        error, _ = residual_error(denoiser, x0, log_noise, state.generator)
+        x0 = chosen.x.to(denoiser.mean)
+        error, _ = residual_error(_told(denoiser, chosen), x0, log_noise, state.generator)
         loss = error.square().mean()
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -303,7 +337,7 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def _judge(
-    judge: NeuralDenoiser, state: TrainingState, held_out: Tensor, config: TrainConfig
+    judge: NeuralDenoiser, state: TrainingState, held_out: Fields, config: TrainConfig
 ) -> dict[str, Any]:
     levels = held_out_loss(judge, held_out, config)
     mean = math.fsum(levels) / len(levels)
@@ -317,8 +351,14 @@ def _out_of_patience(state: TrainingState, config: TrainConfig) -> bool:
     return state.step - state.best_step >= config.patience * config.evaluate_every
 
 
-def _check_fields(denoiser: NeuralDenoiser, fields: Tensor, name: str) -> None:
+def _check_fields(denoiser: NeuralDenoiser, given: Fields, name: str) -> None:
     channels, n = denoiser.process.event_shape
+    fields, condition = given
+    if condition.ndim != 2 or len(condition) != len(fields):
+        raise ValueError(
+            f"expected one condition for each of {len(fields)} {name} fields, shape "
+            f"({len(fields)}, k), got {tuple(condition.shape)}"
+        )
     if fields.ndim != 3 or len(fields) == 0 or tuple(fields.shape[1:]) != (channels, n):
         raise ValueError(
             f"expected {name} fields of shape (N >= 1, {channels}, {n}), that is {channels} "

@@ -337,3 +337,43 @@ def test_regional_and_irregular_grids(part, what):
     irregular = ds.isel(lat=[0, 1, 2, 4, 7, 9, 11, 14, 16, 17, 18])
     with pytest.raises(ValueError, match="not those of a regular global grid"):
         Encoder.fit(irregular, lmax=2)
+
+
+@pytest.mark.parametrize("climatology", [Monthly(), Harmonics(1)])
+def test_season_tells_two_harmonics_of_the_year(climatology):
+    ds = archive(REGULAR)
+    encoder = Encoder.fit(ds, lmax=3, climatology=climatology)
+    season = encoder.season(ds.time, 36)
+    days = (ds.time.values - np.datetime64("2000-01-01")) / np.timedelta64(1, "D")
+    phase = 2 * np.pi * days / 365.2425
+    expected = np.stack([np.cos(phase), np.cos(2 * phase), np.sin(phase), np.sin(2 * phase)], 1)
+    np.testing.assert_allclose(season, expected, atol=1e-5)
+    assert encoder.conditions == 4
+    assert torch.equal(
+        encoder.season("2001-07-15", 3), encoder.season("2001-07-15", 1).repeat(3, 1)
+    )
+    with pytest.raises(ValueError, match="needs the date of every sample"):
+        encoder.season(None, 3)
+
+
+def test_without_a_yearly_cycle_the_season_tells_nothing():
+    encoder = Encoder.fit(archive(REGULAR), lmax=3)
+    assert encoder.conditions == 0
+    assert encoder.season(None, 5).shape == (5, 0)
+
+
+def test_local_amplitude_is_divided_out_and_multiplied_back():
+    ds = archive(REGULAR)
+    east = 1 + 0.8 * np.cos(np.radians(ds.lon))  # ten times more variable on one side
+    ds["t"] = (ds.t - ds.t.mean("time")) * east + ds.t.mean("time")
+    plain, local = (Encoder.fit(ds, lmax=LMAX, amplitude_degree=k) for k in (0, 4))
+    x = local.encode(ds, torch.float64)
+    torch.testing.assert_close(local.restore(x), plain.restore(plain.encode(ds, torch.float64)))
+    torch.testing.assert_close(local.standardise(local.anomalies(x)), x, rtol=1e-8, atol=1e-8)
+    assert x.square().sum(-1).mean(0).tolist() == pytest.approx([4 * math.pi] * 2)
+
+    def unevenness(encoder):
+        maps = GaussLegendre(LMAX).synthesis(encoder.encode(ds, torch.float64))
+        return maps.std(0).log().std(dim=(-2, -1))
+
+    assert unevenness(local)[0] < 0.4 * unevenness(plain)[0]

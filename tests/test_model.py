@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.data import Encoder
+from spherediff.data import Encoder, Harmonics
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.model import CONFIG, Model, archive_moments
@@ -76,6 +76,28 @@ def test_degrees_beyond_the_network_are_exactly_gaussian_and_leave_the_others_al
     start = model.denoiser.process.field.sample((3,), generator=torch.Generator().manual_seed(1))
     expected = reference.clean(reference.standardise(start, 1.0))
     torch.testing.assert_close(x[..., low:], expected[..., low:])
+
+
+def test_a_model_told_the_season_draws_by_date() -> None:
+    ds = archive(24)
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1))
+    model = Model.build(
+        encoder, encoder.encode(ds), network=OperatorConfig(2, 2, **TINY | {"conditions": 4})
+    )
+    with torch.no_grad():
+        model.network.project.weight.normal_(std=0.3)
+        model.network.blocks[0].modulation.weight.normal_(std=0.3)
+    january, july = (draw(model, time=f"2001-{month}-15") for month in ("01", "07"))
+    assert not torch.allclose(january, july, atol=0.01)
+    mixed = draw(model, time=np.array(["2001-01-15", "2001-07-15", "2001-01-15"], "M8[ns]"))
+    torch.testing.assert_close(mixed[1], july[1])
+    torch.testing.assert_close(mixed[[0, 2]], january[[0, 2]])
+    in_parts = draw(
+        model, time=np.array(["2001-01-15", "2001-07-15", "2001-01-15"], "M8[ns]"), batch=2
+    )
+    torch.testing.assert_close(in_parts, mixed)
+    with pytest.raises(ValueError, match="needs the date of every sample"):
+        draw(model)
 
 
 def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:

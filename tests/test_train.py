@@ -25,7 +25,15 @@ from spherediff.grids import GaussLegendre
 from spherediff.nn import SphericalOperator
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.spectra import Tabulated
-from spherediff.train import METRICS, TrainConfig, ema_decay, held_out_loss, learning_rate, train
+from spherediff.train import (
+    METRICS,
+    Fields,
+    TrainConfig,
+    ema_decay,
+    held_out_loss,
+    learning_rate,
+    train,
+)
 
 TINY = {"width": 6, "blocks": 1, "hidden": 6, "lifts": 1, "positional": 1, "embedding": 6}
 SHORT = TrainConfig(
@@ -436,3 +444,47 @@ def test_unfit_fields_are_refused(fields, tmp_path) -> None:
 def test_impossible_configurations_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="must|expected"):
         TrainConfig(**wrong)
+
+
+# --- conditions -------------------------------------------------------------------------------
+
+
+def seasonal(fields: Tensor, seed: int) -> Fields:
+    """Fields turned upside down, x → −x, under the condition −1: no mean, but opposite skewness."""
+    sign = torch.randint(2, (len(fields), 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return Fields(fields * sign[..., None], sign.float())
+
+
+def test_conditions_are_learnt_and_belong_to_their_fields(tmp_path: Path) -> None:
+    data = seasonal(lognormal_fields(1024, 3, seed=1), seed=3)
+    held_out = seasonal(lognormal_fields(64, 3, seed=2), seed=4)
+    config = dataclasses.replace(
+        SHORT, steps=400, batch=16, learning_rate=2e-2, levels=(-0.5, 0.5), patience=100
+    )
+    told = make_denoiser(data.x, conditions=1)
+    known = train(told, data, held_out, config, tmp_path / "told", progress=False)
+    blind = make_denoiser(data.x)
+    unknown = train(blind, data.x, held_out.x, config, tmp_path / "blind", progress=False)
+    # the law of −x and x mixed is symmetric: the sign of the skewness is worth something
+    assert known.best < unknown.best - 0.02
+    swapped = Fields(held_out.x, -held_out.condition)
+    right, wrong = (sum(held_out_loss(told, f, config)) / 2 for f in (held_out, swapped))
+    assert right == pytest.approx(known.best)
+    assert wrong > unknown.best + 0.02
+    # one condition a state, or one for all
+    x, t = data.x[:6], told.process.time_of(torch.zeros(6, 1))
+    one_by_one = torch.cat([told.given(data.condition[k])(x[k : k + 1], t[k]) for k in range(6)])
+    torch.testing.assert_close(told.given(data.condition[:6])(x, t), one_by_one)
+    other = dataclasses.replace(config, seed=config.seed)
+    with pytest.raises(ValueError, match="another archive"):
+        train(told, data, swapped, other, tmp_path / "told", resume=True, progress=False)
+
+
+def test_errors_of_conditions(fields, tmp_path) -> None:
+    data, held_out = fields
+    told = make_denoiser(data, conditions=2)
+    with pytest.raises(ValueError, match=r"expects conditions of shape \(8, 2\)"):
+        told(held_out, 0.5)
+    short = Fields(data, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="one condition for each of 40 training fields"):
+        train(told, short, held_out, SHORT, tmp_path, progress=False)

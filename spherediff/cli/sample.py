@@ -79,6 +79,7 @@ class Sample:
         x = model.sample(
             self.count,
             generator=generator,
+            time=time,
             sampler=parse_sampler(self.sampler),
             steps=self.steps,
             batch=self.batch,

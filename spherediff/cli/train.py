@@ -120,7 +120,7 @@ class Train:
         from spherediff.data import Encoder, sample_dimension
         from spherediff.model import Model
         from spherediff.nn import OperatorConfig
-        from spherediff.train import CHECKPOINT, train
+        from spherediff.train import CHECKPOINT, Fields, train
 
         where = device(self.device)
         config = self._config()
@@ -150,7 +150,12 @@ class Train:
             amplitude_degree=min(self.amplitude_degree, self.lmax),
         )
         x, y = encoder.encode(training), encoder.encode(held_out)
-        network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
+        network = OperatorConfig(
+            network_lmax,
+            len(encoder.names),
+            conditions=encoder.conditions,
+            **vars(self.network),
+        )
         model = Model.build(encoder, x, network=network, seed=self.seed, device=where)
         say(f"training on {len(x)} samples, {len(y)} held out, to lmax {network_lmax}, on {where}")
         sample = sample_dimension(ds)
@@ -163,8 +168,11 @@ class Train:
         with atomic_write(self.output / RUN) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         try:
-            x, y = (harmonics.resize(fields, network_lmax) for fields in (x, y))
-            result = train(model.learner(), x, y, config, self.output, resume=self.resume)
+            known, judged = (
+                Fields(harmonics.resize(a, network_lmax), encoder.season(part.get("time"), len(a)))
+                for a, part in ((x, training), (y, held_out))
+            )
+            result = train(model.learner(), known, judged, config, self.output, resume=self.resume)
         except KeyboardInterrupt:
             again = invocation.command.removesuffix(" --resume")
             raise KeyboardInterrupt(

@@ -97,6 +97,19 @@ _KINDS: dict[str, type[Climatology]] = {
 }
 
 
+def season(climatology: Climatology, time: xr.DataArray | None, count: int) -> NDArray[np.float64]:
+    """What a generator is told of the time of the year: cos kφ, sin kφ for k = 1, 2.
+
+    Returns:
+        Shape (samples, 4); (samples, 0) if the climatology does not vary with it.
+    """
+    return (
+        Harmonics(2).design(time, count)[:, 1:]
+        if needs_dates(climatology)
+        else np.empty((count, 0))
+    )
+
+
 def needs_dates(climatology: Climatology) -> bool:
     """Whether the climatology differs from one time of the year to another."""
     return isinstance(climatology, Monthly | Harmonics)

@@ -153,6 +153,11 @@ class Encoder:
         """Physical units of each channel; "1" where the archive gives none."""
         return tuple(attrs.get("units", "1") for attrs in self.attrs)
 
+    @property
+    def conditions(self) -> int:
+        """How many numbers :meth:`season` tells."""
+        return 4 if climatologies.needs_dates(self.climatology) else 0
+
     def encode(self, ds: xr.Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standardised anomalies of an archive, chunk by chunk.
 
@@ -245,6 +250,22 @@ class Encoder:
         """Climatology Σ_j D_j(t) β_j of ``count`` samples, float64 (count, channels, n)."""
         design = torch.from_numpy(self.climatology.design(time, count))
         return torch.einsum("sk,kcn->scn", design, self.cycle)
+
+    def season(self, time: Any, count: int) -> Tensor:
+        """What a generator is told of the time of the year, float32, shape (samples, k).
+
+        Args:
+            time: date of each sample, or one for all, as for :meth:`decode`.
+            count: number of samples.
+
+        Returns:
+            cos kφ, sin kφ for k = 1, 2 if the climatology varies with it, else nothing, k = 0.
+
+        Raises:
+            ValueError: dates are missing or too few.
+        """
+        dates = None if time is None else _dates(time, count)
+        return torch.from_numpy(climatologies.season(self.climatology, dates, count)).float()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A JSON-able configuration and tensors, from which :meth:`from_state` makes the same."""

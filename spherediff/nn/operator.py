@@ -1,8 +1,8 @@
 """A spherical neural operator: coefficients in, coefficients out, nonlinear on the grid between.
 
 With S the synthesis on the Gauss–Legendre grid, A = S⁻¹ its analysis, e an embedding of
-log(σ_t/α_t) and u the preconditioned coefficients of
-:class:`~spherediff.denoise.NeuralDenoiser` (unit variance in each),
+log(σ_t/α_t) and of what else is known, such as the time of the year, and u the preconditioned
+coefficients of :class:`~spherediff.denoise.NeuralDenoiser` (unit variance in each),
 
     lift     h = W S(g_ℓ(e) u) + V s,      s: learned positional fields, sin(latitude), its square
     block    z = (1 + γ(e)) h + β(e)
@@ -50,6 +50,7 @@ class OperatorConfig:
         lifts: differently filtered copies of each field that enter the grid.
         positional: learned positional fields.
         embedding: size of the embedding of the noise level.
+        conditions: numbers that the law of the field depends on, such as the time of the year.
         oversampling: grid latitudes divided by lmax + 1; above 1 the products that the
             nonlinearity makes alias less.
     """
@@ -62,16 +63,16 @@ class OperatorConfig:
     lifts: int = 4
     positional: int = 8
     embedding: int = 64
+    conditions: int = 0
     oversampling: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "hidden", "lifts", "embedding"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lmax < 0 or self.positional < 0:
-            raise ValueError(
-                f"lmax and positional must not be negative, got {self.lmax}, {self.positional}"
-            )
+        for name in ("lmax", "positional", "conditions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.oversampling < 1:
             raise ValueError(f"oversampling must be at least 1, got {self.oversampling}")
 
@@ -165,7 +166,7 @@ class SphericalOperator(nn.Module):
     Args:
         lmax: band limit of input and output.
         channels: number of physical fields.
-        width, blocks, hidden, lifts, positional, embedding, oversampling: see
+        width, blocks, hidden, lifts, positional, embedding, conditions, oversampling: see
             :class:`OperatorConfig`.
 
     Raises:
@@ -180,6 +181,7 @@ class SphericalOperator(nn.Module):
         nlat = math.ceil(config.oversampling * (lmax + 1))
         self.transform = Transform(lmax, nlat, 2 * nlat)
         self.embedding = _NoiseEmbedding(config.embedding)
+        self.condition = nn.Parameter(torch.randn(config.conditions, config.embedding) / 2)
         self.lift_gain = _DegreeGain(
             config.embedding, _low_passes(lmax, config.lifts).repeat_interleave(channels, dim=1)
         )
@@ -197,18 +199,20 @@ class SphericalOperator(nn.Module):
         self.output_gain = _DegreeGain(config.embedding, torch.ones(lmax + 1, channels))
         self.project = _small_linear(config.width, channels)
 
-    def forward(self, u: Tensor, log_noise: Tensor) -> Tensor:
+    def forward(self, u: Tensor, log_noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """Evaluate F; it depends on the degrees up to the network's lmax and is zero above.
 
         Args:
             u: preconditioned coefficients, shape (B, channels, n).
             log_noise: log(σ_t/α_t) of each, shape (B,).
+            condition: shape (B, conditions); may be left out if there are none.
 
         Returns:
             F, shape (B, channels, n).
 
         Raises:
-            ValueError: u has another number of channels, or fewer coefficients, than the network.
+            ValueError: u has another number of channels, or fewer coefficients, than the network;
+                or another number of conditions.
         """
         channels, known = self.config.channels, harmonics.count(self.config.lmax)
         if u.ndim != 3 or u.shape[1] != channels or u.shape[2] < known:
@@ -216,7 +220,13 @@ class SphericalOperator(nn.Module):
                 f"the network acts on (batch, {channels} channels, {known} coefficients of lmax "
                 f"{self.config.lmax} or more), got shape {tuple(u.shape)}"
             )
-        embedded = self.embedding(log_noise)
+        given = u.new_zeros(len(u), 0) if condition is None else condition
+        if tuple(given.shape) != (len(u), self.config.conditions):
+            raise ValueError(
+                f"the network expects conditions of shape ({len(u)}, {self.config.conditions}), "
+                f"got {tuple(given.shape)}: tell it what the fields depend on, such as their dates"
+            )
+        embedded = self.embedding(log_noise) + given @ self.condition
         h = self._lifted(u[..., :known].permute(2, 0, 1), embedded)
         for block in self.blocks:
             h = block(h, embedded)
