@@ -135,7 +135,7 @@ def main() -> None:
     judge = model.denoiser
     place = judge.mean
     denoisers = {
-        "diagonal Gaussian": GaussianDenoiser(process, judge.variance, mean=judge.mean),
+        "diagonal Gaussian": GaussianDenoiser(process, judge.covariance.variance, mean=judge.mean),
         "full covariance": GaussianDenoiser(
             process, covariance=covariance, mean=fields.mean(0).to(place)
         ),

@@ -116,7 +116,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """What has to be the same for a checkpoint to make sense, as JSON returns it."""
     channels, n = denoiser.process.event_shape
-    moments = {"mean": denoiser.mean, "variance": denoiser.variance}
+    moments = {"mean": denoiser.mean, "variance": denoiser.covariance.diagonal}
+    moments["factor"] = denoiser.covariance.factor
     moments["noise"] = denoiser.process.field.degree_variance
     shapes = {name: list(p.shape) for name, p in denoiser.network.named_parameters()}
     identity = {

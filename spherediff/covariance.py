@@ -1,4 +1,4 @@
-"""Covariances that are diagonal plus low rank, S = D + UᵀU, and their shrinkage estimator.
+"""Covariances that are diagonal plus low rank, S = D + UᵀU, and their shrinkage estimators.
 
 D is a variance per coefficient, U has k rows.  For diagonal a and N and V = a²D + N the matrix
 aSa + N = V + aUᵀUa is inverted by the Woodbury identity with one k×k system, G = I + Ua²V⁻¹Uᵀ:
@@ -12,6 +12,8 @@ import math
 
 import torch
 from torch import Tensor
+
+_SMALLEST_SHARE = 0.05  # of a coefficient's variance that is its own
 
 
 class Covariance:
@@ -75,6 +77,42 @@ class Covariance:
         event = data.shape[1:]
         return cls((std.square() * rest).reshape(event), (std * factor).reshape(-1, *event))
 
+    @classmethod
+    def principal(cls, data: Tensor, variance: Tensor, rank: int) -> Covariance:
+        """Leading correlations at their true size, the others left out: S = √v R √v.
+
+        With the principal components u_k of standardised samples and their variances d_k in the
+        law, not in the sample (:func:`nonlinear_shrinkage`), the rest being uncorrelated with
+        variance ρ,
+
+            R = diag(1 − Σ_k (d_k − ρ) u_k²) + Σ_{k ≤ rank} (d_k − ρ) u_k u_kᵀ,
+            ρ = (p − Σ_{k ≤ rank} d_k)/(p − rank).
+
+        Args:
+            data: N samples, shape (N, *event_shape); the mean is removed.
+            variance: v > 0, the diagonal of S, shape ``event_shape``.
+            rank: at most so many components; those that vary no more than the rest are left out.
+
+        Raises:
+            ValueError: fewer than four samples, or a rank that is not from 0 to below N − 1 and p.
+        """
+        N, p = len(data), variance.numel()
+        if N < 4 or not 0 <= rank < min(N - 1, p):
+            raise ValueError(
+                f"expected at least four samples and a rank from 0 to {min(N - 1, p) - 1}, got "
+                f"{N} and {rank}"
+            )
+        centred = (data - data.mean(0)).double().reshape(N, -1)
+        std = centred.square().sum(0).div(N - 1).sqrt()
+        d, vectors = nonlinear_shrinkage(torch.where(std > 0, centred / std, 0))
+        leading, u = d[p - rank :], vectors[:, p - rank :].T
+        rest = (p - leading.sum()) / (p - rank)
+        factor = (leading - rest).clamp_min(0).sqrt()[:, None] * u
+        left = (1 - factor.square().sum(0)).clamp_min(_SMALLEST_SHARE)
+        scale = (variance.double().flatten() / (left + factor.square().sum(0))).sqrt()
+        shape = variance.shape
+        return cls((scale.square() * left).reshape(shape), (scale * factor).reshape(-1, *shape))
+
     @property
     def variance(self) -> Tensor:
         """Diagonal of S, shape ``event_shape``."""
@@ -133,3 +171,39 @@ def shrinkage_intensity(z: Tensor) -> float:
     variance = N / (N - 1) ** 3 * (raw - gram / N)
     correlation = gram / (N - 1) ** 2
     return float((variance / correlation).clamp(0, 1)) if correlation > 0 else 1.0
+
+
+def nonlinear_shrinkage(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances of the sample's principal components in the law (Ledoit & Wolf 2020, §4.7, App. C).
+
+    The eigenvalues λ_i of a sample covariance spread: the largest are too large, the smallest too
+    small.  With c = p/n, the kernel estimates of their density f and its Hilbert transform H,
+    bandwidths n^{−1/3} λ_j,
+
+        d_i = λ_i/((πcλ_i f(λ_i))² + (1 − c − πcλ_i H(λ_i))²)      if p ≤ n,
+        d_i = 1/(π²λ_i (f² + H²)), d_0 = 1/(π (p/n − 1) H(0))      if p > n, d_0 where λ_i = 0.
+
+    Args:
+        z: samples with the mean removed, float64, shape (N, p); n = N − 1 degrees of freedom.
+
+    Returns:
+        d, shape (p,), in the order of rising λ, and the eigenvectors in columns, shape (p, p).
+    """
+    n, p = len(z) - 1, z.shape[1]
+    eigenvalues, vectors = torch.linalg.eigh(z.T @ z / n)
+    positive = min(p, n)
+    lam = eigenvalues[p - positive :]
+    h, root = n ** (-1 / 3), math.sqrt(5)
+    x = (lam[:, None] / lam - 1) / h
+    bump = 1 - x.square() / 5
+    f = (0.75 / root * bump.clamp_min(0) / (h * lam)).mean(1)
+    log = ((root - x) / (root + x)).abs().log()
+    tail = torch.where(bump == 0, 0, 0.75 / root * bump * log)
+    H = ((tail - 0.3 * x) / (math.pi * h * lam)).mean(1)
+    if p <= n:
+        c = p / n
+        return lam / ((math.pi * c * lam * f) ** 2 + (1 - c - math.pi * c * lam * H) ** 2), vectors
+    edge = math.log((1 + root * h) / abs(1 - root * h))
+    H0 = (0.3 / h**2 + 0.75 / (root * h) * (1 - 0.2 / h**2) * edge) / math.pi * (1 / lam).mean()
+    null = (1 / (math.pi * (p / n - 1) * H0)).expand(p - n)
+    return torch.cat([null, 1 / (math.pi**2 * lam * (f.square() + H.square()))]), vectors

@@ -12,6 +12,7 @@ is a denoiser; this module has the exact ones and the learned one.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from spherediff.chaos import ChaosDensity
 from spherediff.covariance import Covariance
 from spherediff.gaussian import check_coefficients
 from spherediff.process import ForwardProcess
-from spherediff.reference import Reference
+from spherediff.reference import CorrelatedReference, Reference
 
 
 class Denoiser:
@@ -350,7 +351,9 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         network: maps (B, channels, n), log(s/α) of shape (B,) and, if there is one, the condition
             of shape (B, k) to (B, channels, n).
         mean: μ, shape (channels, n).
-        variance: v ≥ 0, shape (channels, n).
+        covariance: of the data; a variance per coefficient v ≥ 0, shape (channels, n), or a
+            diagonal plus low-rank :class:`~spherediff.covariance.Covariance`, whose correlations
+            the reference then has too.
         condition: what the law depends on besides, such as the time of the year, (*batch, k).
 
     Raises:
@@ -358,14 +361,13 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
     """
 
     mean: Tensor
-    variance: Tensor
 
     def __init__(
         self,
         process: ForwardProcess,
         network: torch.nn.Module,
         mean: Tensor,
-        variance: Tensor,
+        covariance: Covariance | Tensor,
         condition: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -375,28 +377,35 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
                 f"{process.event_shape}; build the field from Tabulated of shape "
                 "(channels, lmax+1)"
             )
-        for name, moment in (("mean", mean), ("variance", variance)):
-            if tuple(moment.shape) != process.event_shape:
+        if isinstance(covariance, Tensor):
+            covariance = Covariance(covariance)
+        for name, shape in (("mean", mean.shape), ("variance", covariance.event_shape)):
+            if tuple(shape) != process.event_shape:
                 raise ValueError(
-                    f"expected {name} of shape {process.event_shape}, got {tuple(moment.shape)}"
+                    f"expected {name} of shape {process.event_shape}, got {tuple(shape)}"
                 )
-        if not (torch.isfinite(variance) & (variance >= 0)).all():
-            raise ValueError("variance must be finite and not negative")
         self.process = process
         self.network = network
         place = {"device": process.field.device, "dtype": process.field.dtype}
         self.register_buffer("mean", mean.to(**place))
-        self.register_buffer("variance", variance.to(**place))
+        self.covariance = Covariance(covariance.diagonal.to(**place), covariance.factor.to(**place))
         self.condition = None if condition is None else condition.to(**place)
+        self._reference = (
+            CorrelatedReference(process, self.mean, self.covariance)
+            if len(covariance.factor)
+            else Reference(process, self.mean, self.covariance.diagonal)
+        )
 
     def given(self, condition: Tensor) -> NeuralDenoiser:
         """The same under a condition of shape (*batch, k), one for each state of a batch."""
-        return NeuralDenoiser(self.process, self.network, self.mean, self.variance, condition)
+        told = copy.copy(self)
+        told.condition = condition.to(self.mean)
+        return told
 
     @property
     def reference(self) -> Reference:
-        """N(μ, v)."""
-        return Reference(self.process, self.mean, self.variance)
+        """N(μ, v) or N(μ, S)."""
+        return self._reference
 
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
@@ -410,7 +419,8 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
         log_noise = log_noise.expand(z.shape[:-1])[..., 0]
-        arguments = [z.reshape(-1, *self.process.event_shape), log_noise.reshape(-1)]
+        fields = self._reference.mixed(z)
+        arguments = [fields.reshape(-1, *self.process.event_shape), log_noise.reshape(-1)]
         if self.condition is not None:
             arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
-        return self.network(*arguments).reshape(z.shape)
+        return self._reference.unmixed(self.network(*arguments).reshape(z.shape))

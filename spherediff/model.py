@@ -29,6 +29,7 @@ from torch import Tensor
 
 from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
+from spherediff.covariance import Covariance
 from spherediff.data import Encoder, bundled
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -38,9 +39,10 @@ from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
 
 CONFIG = "model.json"
-_FORMAT = 1
+_FORMAT = 2
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PRIOR_MAPS = 20
+_MAPS_PER_COMPONENT = 20
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
 
@@ -108,9 +110,9 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
-        return cls(
-            encoder, _denoiser(operator.to(device), schedule, mean, variance, spectrum, device)
-        )
+        covariance = _correlated(coefficients, variance, network.lmax)
+        operator = operator.to(device)
+        return cls(encoder, _denoiser(operator, schedule, mean, covariance, spectrum, device))
 
     def learner(self) -> NeuralDenoiser:
         """The denoiser of the degrees that the network knows, for training; it shares the network.
@@ -120,9 +122,11 @@ class Model:
         denoiser, lmax = self.denoiser, self.network.config.lmax
         n, process = harmonics.count(lmax), denoiser.process
         spectrum = process.field.degree_variance[..., : lmax + 1]
-        mean, variance = denoiser.mean[:, :n], denoiser.variance[:, :n]
+        whole = denoiser.covariance
+        covariance = Covariance(whole.diagonal[:, :n], whole.factor[..., :n])
+        mean = denoiser.mean[:, :n]
         return _denoiser(
-            self.network, process.schedule, mean, variance, spectrum, process.field.device
+            self.network, process.schedule, mean, covariance, spectrum, process.field.device
         )
 
     def sample(
@@ -178,7 +182,8 @@ class Model:
         denoiser, process = self.denoiser, self.denoiser.process
         tensors = {
             "mean": denoiser.mean,
-            "variance": denoiser.variance,
+            "variance": denoiser.covariance.diagonal,
+            "factor": denoiser.covariance.factor,
             "spectrum": process.field.degree_variance,
         }
         tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
@@ -235,7 +240,7 @@ class Model:
             operator.to(device),
             _schedule(description["schedule"]),
             tensors["mean"],
-            tensors["variance"],
+            Covariance(tensors["variance"], tensors["factor"]),
             tensors["spectrum"],
             device,
         )
@@ -269,17 +274,26 @@ def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, shrunk.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
 
 
+def _correlated(coefficients: Tensor, variance: Tensor, lmax: int) -> Covariance:
+    """Variances of all degrees, correlations of those up to ``lmax``, which the network knows."""
+    n, channels = harmonics.count(lmax), variance.shape[0]
+    rank = min(len(coefficients) // _MAPS_PER_COMPONENT, channels * n - 1)
+    low = Covariance.principal(coefficients[..., :n], variance[:, :n], rank)
+    diagonal = torch.cat([low.diagonal, variance[:, n:]], -1)
+    return Covariance(diagonal, torch.nn.functional.pad(low.factor, (0, variance.shape[1] - n)))
+
+
 def _denoiser(
     operator: SphericalOperator,
     schedule: Schedule,
     mean: Tensor,
-    variance: Tensor,
+    covariance: Covariance,
     spectrum: Tensor,
     device: torch.device | str,
 ) -> NeuralDenoiser:
     lmax = spectrum.shape[-1] - 1
     field = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float32, device=device)
-    return NeuralDenoiser(OrnsteinUhlenbeck(field, schedule), operator, mean, variance)
+    return NeuralDenoiser(OrnsteinUhlenbeck(field, schedule), operator, mean, covariance)
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spherediff.process import ForwardProcess
+from spherediff.covariance import Covariance
+from spherediff.process import ForwardProcess, OrnsteinUhlenbeck
 
 
 class Angle(NamedTuple):
@@ -49,9 +50,29 @@ class Reference:
     def __init__(self, process: ForwardProcess, mean: Tensor, variance: Tensor) -> None:
         self.process, self.mean, self.std = process, mean, variance.sqrt()
 
+    def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(α, σ) of the modes in which the reference is independent."""
+        return self.process.marginal(t)
+
+    def modes(self, x: Tensor) -> Tensor:
+        """Coefficients to modes."""
+        return x
+
+    def coefficients(self, y: Tensor) -> Tensor:
+        """Modes to coefficients, the inverse of :meth:`modes`."""
+        return y
+
+    def mixed(self, z: Tensor) -> Tensor:
+        """Standardised modes to fields of coefficients for a network to see, an isometry."""
+        return z
+
+    def unmixed(self, fields: Tensor) -> Tensor:
+        """The inverse of :meth:`mixed`."""
+        return fields
+
     def angle(self, t: Tensor | float) -> Angle:
         """(cos ψ, sin ψ) at time t."""
-        alpha, sigma = self.process.marginal(t)
+        alpha, sigma = self.marginal(t)
         total = torch.hypot(alpha * self.std, sigma)
         return Angle(alpha * self.std / total, sigma / total)
 
@@ -64,17 +85,17 @@ class Reference:
 
     def standardise(self, x: Tensor, t: Tensor | float) -> Tensor:
         """z = (x − αμ)/√V."""
-        alpha, sigma = self.process.marginal(t)
-        return (x - alpha * self.mean) / torch.hypot(alpha * self.std, sigma)
+        alpha, sigma = self.marginal(t)
+        return self.modes(x - alpha * self.mean) / torch.hypot(alpha * self.std, sigma)
 
     def state(self, z: Tensor, t: Tensor | float) -> Tensor:
         """x = αμ + √V z, the inverse of :meth:`standardise`."""
-        alpha, sigma = self.process.marginal(t)
-        return alpha * self.mean + torch.hypot(alpha * self.std, sigma) * z
+        alpha, sigma = self.marginal(t)
+        return alpha * self.mean + self.coefficients(torch.hypot(alpha * self.std, sigma) * z)
 
     def clean(self, y: Tensor) -> Tensor:
         """X_0 = μ + √v y."""
-        return self.mean + self.std * y
+        return self.mean + self.coefficients(self.std * y)
 
     def estimate(self, residual: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
         """m = μ + √v (cos ψ z + sin ψ F)."""
@@ -84,4 +105,63 @@ class Reference:
     def residual(self, m: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
         """F = ((m − μ)/√v − cos ψ z)/sin ψ, the inverse of :meth:`estimate`; v > 0, t > 0."""
         cos, sin = self.angle(t)
-        return ((m - self.mean) / self.std - cos * z) / sin
+        return (self.modes(m - self.mean) / self.std - cos * z) / sin
+
+
+class CorrelatedReference(Reference):
+    """N(μ, S) with correlated coefficients, carried along by a process with one α and noise sγ.
+
+    In units of γ = N(0, C) the noise is white whatever the basis, so that
+
+        C^{−1/2} S C^{−1/2} = E diag(r) Eᵀ,    modes Eᵀ C^{−1/2} (x − αμ),
+
+    makes signal and noise independent at once: everything above holds mode by mode, with v = r and
+    σ = s.  A network sees the fields E z, so that it acts on coefficients: all that E does there is
+    to apply functions of a symmetric matrix, E f(r) Eᵀ.
+
+    Args:
+        process: the forward process.
+        mean: μ, shape of one event.
+        covariance: S, positive definite.
+
+    Raises:
+        TypeError: a process whose degrees decay each at a rate of its own.
+    """
+
+    def __init__(self, process: ForwardProcess, mean: Tensor, covariance: Covariance) -> None:
+        if not isinstance(process, OrnsteinUhlenbeck):
+            raise TypeError(
+                f"{type(process).__name__} noises its degrees each at a rate of its own, and no "
+                "basis makes signal and noise independent at once: use OrnsteinUhlenbeck, or a "
+                "variance per coefficient"
+            )
+        self.noise_std = process.field.std_per_coefficient
+        unit = self.noise_std.double().flatten()
+        r = covariance.diagonal.double().flatten() / unit.square()
+        U = covariance.factor.double().flatten(1)
+        self.correlated = U.any(0).nonzero()[:, 0]  # the others are modes by themselves
+        U = U[:, self.correlated] / unit[self.correlated]
+        r[self.correlated], basis = torch.linalg.eigh(torch.diag(r[self.correlated]) + U.T @ U)
+        self.basis = basis.to(mean)
+        super().__init__(process, mean, r.clamp_min(0).to(mean).reshape(mean.shape))
+
+    def marginal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.process.marginal(t)
+        return alpha, (sigma / self.noise_std)[..., :1]
+
+    def modes(self, x: Tensor) -> Tensor:
+        return self.unmixed(x / self.noise_std)
+
+    def coefficients(self, y: Tensor) -> Tensor:
+        return self.noise_std * self.mixed(y)
+
+    def mixed(self, z: Tensor) -> Tensor:
+        return self._rotated(z, self.basis.T)
+
+    def unmixed(self, fields: Tensor) -> Tensor:
+        return self._rotated(fields, self.basis)
+
+    def _rotated(self, x: Tensor, matrix: Tensor) -> Tensor:
+        flat = x.flatten(-self.mean.ndim).clone()
+        flat[..., self.correlated] = flat[..., self.correlated] @ matrix
+        return flat.unflatten(-1, self.mean.shape)

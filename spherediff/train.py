@@ -71,13 +71,13 @@ class TrainConfig:
         seed: of mini-batches, noise levels and noise.
     """
 
-    steps: int = 1200
-    batch: int = 32
+    steps: int = 2400
+    batch: int = 16
     learning_rate: float = 2e-3
     warmup: int = 50
     weight_decay: float = 1e-2
     clip: float = 1.0
-    ema: float = 0.99
+    ema: float = 0.995
     log_noise_mean: float = -0.3
     log_noise_std: float = 1.2
     levels: tuple[float, ...] = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
@@ -252,7 +252,7 @@ def train(
         )
     _drop_metrics_after(state.step, directory / METRICS)
     _keep_freed_memory()
-    judge = NeuralDenoiser(denoiser.process, state.average, denoiser.mean, denoiser.variance)
+    judge = NeuralDenoiser(denoiser.process, state.average, denoiser.mean, denoiser.covariance)
     with (
         _deferred_interrupt() as interrupted,
         tqdm(total=config.steps, initial=state.step, desc="training", disable=not progress) as bar,
@@ -367,7 +367,7 @@ def _check_fields(denoiser: NeuralDenoiser, given: Fields, name: str) -> None:
     bad = int((~torch.isfinite(fields)).sum())
     if bad:
         raise ValueError(f"{bad} of {fields.numel()} {name} coefficients are not finite")
-    if not (denoiser.variance > 0).all():
+    if not (denoiser.covariance.diagonal > 0).all():
         raise ValueError("every coefficient needs a positive variance; lower lmax or floor it")
 
 

@@ -151,7 +151,7 @@ def test_an_untrained_model_draws_the_gaussian_emulator() -> None:
     model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(LMAX, 2, **TINY))
     x = model.sample(2000, generator=torch.Generator().manual_seed(0), batch=2000).double()
     # 50 variances of 2000 draws: standard error √(2/2000) = 3.2 %; 4.5 of them and 1 % of solver
-    ratio = x.var(0) / model.denoiser.variance
+    ratio = x.var(0) / model.denoiser.covariance.variance
     assert (ratio - 1).abs().max() < 4.5 * math.sqrt(2 / 2000) + 0.01
 
 
@@ -252,7 +252,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 1"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 2"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),

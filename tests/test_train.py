@@ -422,7 +422,7 @@ def test_unfit_fields_are_refused(fields, tmp_path) -> None:
     outside = dataclasses.replace(SHORT, levels=(-9.0,))
     with pytest.raises(ValueError, match="covers log"):
         train(denoiser, data, held_out, outside, tmp_path, progress=False)
-    denoiser.variance[0, 3] = 0
+    denoiser.covariance.diagonal[0, 3] = 0
     with pytest.raises(ValueError, match="positive variance"):
         train(denoiser, data, held_out, SHORT, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

@@ -95,14 +95,14 @@ class Train:
     output: Path
     lmax: int = 31
     network_lmax: int | None = None
-    amplitude_degree: int = 10
+    amplitude_degree: int = 15
     transform: Annotated[
         tuple[str, ...], arg(metavar="VARIABLE=TRANSFORM", help_behavior_hint="(default: none)")
     ] = ()
     climatology: str = "constant"
     held_out: float = 0.1
-    steps: int = 1200
-    batch: int = 32
+    steps: int = 2400
+    batch: int = 16
     learning_rate: float = 2e-3
     evaluate_every: int = 100
     patience: int = 5
