@@ -209,7 +209,15 @@ def _trained(
     resume = (folder / CHECKPOINT).exists()
     if resume:
         _say("      going on from the checkpoint of an earlier run")
-    result = train(model.denoiser, ready.train, ready.held_out, config, folder, resume=resume)
+    result = train(
+        model.denoiser,
+        ready.train,
+        ready.held_out,
+        config,
+        folder,
+        learners=model.learners(ready.train.x),
+        resume=resume,
+    )
     model.save(folder)
     return model, result
 

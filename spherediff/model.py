@@ -42,7 +42,8 @@ CONFIG = "model.json"
 _FORMAT = 2
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PRIOR_MAPS = 20
-_MAPS_PER_COMPONENT = 20
+_MAPS_PER_COMPONENT = 6
+_PARTS = 5
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
 
@@ -119,15 +120,38 @@ class Model:
 
         Its fields are the first (L+1)² coefficients of the model's, L the network's lmax.
         """
-        denoiser, lmax = self.denoiser, self.network.config.lmax
-        n, process = harmonics.count(lmax), denoiser.process
-        spectrum = process.field.degree_variance[..., : lmax + 1]
-        whole = denoiser.covariance
+        whole, n = self.denoiser.covariance, harmonics.count(self.network.config.lmax)
         covariance = Covariance(whole.diagonal[:, :n], whole.factor[..., :n])
-        mean = denoiser.mean[:, :n]
-        return _denoiser(
-            self.network, process.schedule, mean, covariance, spectrum, process.field.device
-        )
+        return self._learner(self.denoiser.mean[:, :n], covariance)
+
+    def learners(self, coefficients: Tensor) -> list[NeuralDenoiser]:
+        """The learner with a reference from all but the k-th fifth of the fields, for each k.
+
+        Args:
+            coefficients: the training fields of the degrees that the network knows, (N, channels,
+                n), at least ten.
+
+        Raises:
+            ValueError: fewer fields, or fields of another shape.
+        """
+        N, lmax = len(coefficients), self.network.config.lmax
+        if N < 2 * _PARTS or coefficients.shape[-1] != harmonics.count(lmax):
+            raise ValueError(
+                f"expected at least {2 * _PARTS} fields up to the network's lmax {lmax}, got shape "
+                f"{tuple(coefficients.shape)}"
+            )
+        learners = []
+        for k in range(_PARTS):
+            first, last = N * k // _PARTS, N * (k + 1) // _PARTS
+            others = torch.cat([coefficients[:first], coefficients[last:]])
+            mean, variance, _ = archive_moments(others)
+            learners.append(self._learner(mean, _correlated(others, variance, lmax)))
+        return learners
+
+    def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
+        field, schedule = self.denoiser.process.field, self.denoiser.process.schedule
+        spectrum = field.degree_variance[..., : self.network.config.lmax + 1]
+        return _denoiser(self.network, schedule, mean, covariance, spectrum, field.device)
 
     def sample(
         self,

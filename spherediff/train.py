@@ -17,6 +17,12 @@ is something left to learn, in the middle, as EDM does.
 Held-out fields are judged by the same error at fixed noise levels and with fixed noise, as a
 fraction of the error of F = 0: 1 is the Gaussian emulator, less is better.
 
+A reference with many parameters, such as the directions of the leading correlations, fits the
+fields it was estimated from better than others: in these directions they vary more, in all others
+less, and a network would learn to undo what is not there in new fields.  So each part of the
+archive is learnt under a reference estimated from the other parts (cross-fitting); what is learnt,
+F as a function of standardised fields, then serves under the reference of the whole archive.
+
 Randomness comes from one explicit generator whose state is part of a checkpoint, so on the CPU
 (with the same machine, versions and number of threads) a run that was killed and resumed gives the
 same bits as one that was not.
@@ -30,7 +36,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,6 +209,7 @@ def train(
     config: TrainConfig | None = None,
     directory: str | Path = "training",
     *,
+    learners: Sequence[NeuralDenoiser] = (),
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -220,6 +227,8 @@ def train(
         held_out: fields to judge by and to stop early by, shape (M, channels, n); never trained on.
         config: how to train.
         directory: where metrics and checkpoints go.
+        learners: denoisers with the same network and process, the k-th of K with a reference that
+            has not seen the k-th K-th of the data; ``denoiser`` for all if there are none.
         resume: go on from the checkpoint in ``directory`` instead of starting afresh.
         progress: show a progress bar with the time left, the loss and the held-out loss.
 
@@ -237,10 +246,13 @@ def train(
     data, held_out = Fields.of(data), Fields.of(held_out)
     _check_fields(denoiser, data, "training")
     _check_fields(denoiser, held_out, "held-out")
+    if any(one.network is not denoiser.network for one in learners):
+        raise ValueError("the learners must share the denoiser's network, or nothing is learnt")
     _check_levels(denoiser, config)
     require_writable(directory / CHECKPOINT)
     archive = {"data": data.x, "held_out": held_out.x}
     archive |= {"conditions": data.condition, "held_out_conditions": held_out.condition}
+    archive |= {f"learner {k}": one.covariance.factor for k, one in enumerate(learners)}
     identity = identity_of(denoiser, archive, asdict(config))
     state = TrainingState.start(denoiser.network, config.weight_decay, config.seed)
     if resume:
@@ -260,7 +272,7 @@ def train(
         if not resume:  # what training has to beat, since the best weights are kept
             _append({"step": 0} | _judge(judge, state, held_out, config), directory / METRICS)
         while state.step < config.steps and not _out_of_patience(state, config):
-            record = _take_step(denoiser, state, data, config, directory)
+            record = _take_step(learners or [denoiser], state, data, config, directory)
             if state.step % config.evaluate_every == 0 or state.step == config.steps:
                 record |= _judge(judge, state, held_out, config)
             if len(record) > 1:
@@ -281,7 +293,7 @@ def train(
 
 
 def _take_step(
-    denoiser: NeuralDenoiser,
+    learners: Sequence[NeuralDenoiser],
     state: TrainingState,
     data: Fields,
     config: TrainConfig,
@@ -291,7 +303,7 @@ def _take_step(
     step = state.step + 1
     parameters = list(state.network.parameters())
     device = parameters[0].device
-    chosen = data.at(torch.randint(len(data.x), (config.batch,), generator=state.generator))
+    denoiser, chosen = _mini_batch(learners, data, config.batch, state.generator)
     log_noise = _draw_log_noise(denoiser, config, state.generator)
     mixed = config.mixed_precision and device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
@@ -319,6 +331,15 @@ def _take_step(
     mean_loss = math.fsum(state.losses) / len(state.losses)
     state.losses = []
     return {"step": step, "loss": mean_loss, "learning_rate": rate, "gradient": norm.item()}
+
+
+def _mini_batch(
+    learners: Sequence[NeuralDenoiser], data: Fields, batch: int, generator: torch.Generator
+) -> tuple[NeuralDenoiser, Fields]:
+    """A learner at random, and fields of its part."""
+    k = int(torch.randint(len(learners), (), generator=generator))
+    first, last = (len(data.x) * j // len(learners) for j in (k, k + 1))
+    return learners[k], data.at(torch.randint(first, last, (batch,), generator=generator))
 
 
 def _draw_log_noise(

@@ -356,8 +356,9 @@ def test_sample_maps_in_physical_units_with_their_months(folder, tmp_path):
     command = ["sample", "--model", folder / "model", "--count", 5, "--steps", 8, "--seed", 3]
     assert run(*command, "--output", path) == 0
     model = sd.model.Model.load(folder / "model")
-    x = model.sample(5, generator=torch.Generator().manual_seed(3), steps=8)
     with xr.open_dataset(path) as ds:
+        dates = ds["time"].values
+        x = model.sample(5, generator=torch.Generator().manual_seed(3), time=dates, steps=8)
         assert ds["u"].attrs["units"] == "m s-1"
         assert ds["u"].attrs["long_name"] == "wind"
         assert ds["time"].dims == ("sample",)

@@ -47,10 +47,13 @@ def test_samples_are_full_winds_of_named_months(folder):
 def test_the_model_can_be_used_again(folder):
     model = sd.model.Model.load(folder / "model")
     settings = demo.QUICK
-    x = model.sample(
-        settings.samples, generator=torch.Generator().manual_seed(0), steps=settings.steps
-    )
     with xr.open_dataset(folder / "samples.nc") as ds:
+        x = model.sample(
+            settings.samples,
+            generator=torch.Generator().manual_seed(0),
+            time=ds["time"].values,
+            steps=settings.steps,
+        )
         grid = sd.LatLon(ds["latitude"].values, ds["longitude"].values)
         again = model.encoder.decode(x, grid, ds["time"].values)
         np.testing.assert_allclose(ds["UWND"], again["UWND"], atol=1e-4)

@@ -13,12 +13,14 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Harmonics
+from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.model import CONFIG, Model, archive_moments
-from spherediff.nn import OperatorConfig
-from spherediff.process import ConstantRate, LogSNR
+from spherediff.nn import OperatorConfig, SphericalOperator
+from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
 from spherediff.sample import Heun, ProbabilityFlow
 from spherediff.spectra import Tabulated
 
@@ -296,3 +298,51 @@ def test_output_that_cannot_be_written_is_reported(model, tmp_path) -> None:
 def test_at_least_one_field_is_drawn(model) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         draw(model, 0)
+
+
+def test_learners_have_not_seen_their_part() -> None:
+    """Their references do not change with their own part, and do with any other."""
+    ds = archive(30)
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    x = encoder.encode(ds)
+    model = Model.build(encoder, x, network=OperatorConfig(2, 2, **TINY))
+    low = harmonics.resize(x, 2)
+    changed = low.clone()
+    changed[6:12] *= 3  # the second of five parts
+    before, after = model.learners(low), model.learners(changed)
+    for k, (one, other) in enumerate(zip(before, after, strict=True)):
+        assert one.network is model.network
+        same = torch.equal(one.covariance.variance, other.covariance.variance)
+        assert same == (k == 1)
+    with pytest.raises(ValueError, match="at least 10 fields up to the network's lmax 2"):
+        model.learners(x)
+
+
+def test_cross_fitting_shows_the_network_what_new_fields_are_like() -> None:
+    """Standardised by a reference from other fields, fields are as large as new ones will be.
+
+    By one from the same fields they are smaller, which a network would learn to reproduce.
+    """
+    count, lmax = 60, 5
+    field = GaussianField(Tabulated([1.0] * (lmax + 1)), lmax, dtype=torch.float64)
+    x = field.sample((count, 1), generator=torch.Generator().manual_seed(3))
+
+    def energy(learner: NeuralDenoiser, fields: Tensor) -> float:
+        """Mean square of standardised clean fields: 1 in units of the law they come from."""
+        y = learner.reference.modes(fields - learner.mean) / learner.reference.std
+        return float(y.square().mean())
+
+    network = SphericalOperator(lmax, 1, **TINY)
+
+    def learner(fields: Tensor) -> NeuralDenoiser:
+        mean, variance, spectrum = archive_moments(fields)
+        covariance = Covariance.principal(fields, variance, len(fields) // 6)
+        noise = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float64)
+        return NeuralDenoiser(OrnsteinUhlenbeck(noise), network, mean, covariance)
+
+    own = energy(learner(x), x)
+    others = [torch.cat([x[: 12 * k], x[12 * (k + 1) :]]) for k in range(5)]
+    crossed = sum(energy(learner(o), x[12 * k : 12 * (k + 1)]) for k, o in enumerate(others)) / 5
+    fresh = field.sample((4000, 1), generator=torch.Generator().manual_seed(4))
+    truth = energy(learner(x), fresh)
+    assert abs(crossed - truth) < 0.5 * abs(own - truth)

@@ -470,7 +470,7 @@ def test_conditions_are_learnt_and_belong_to_their_fields(tmp_path: Path) -> Non
     swapped = Fields(held_out.x, -held_out.condition)
     right, wrong = (sum(held_out_loss(told, f, config)) / 2 for f in (held_out, swapped))
     assert right == pytest.approx(known.best)
-    assert wrong > unknown.best + 0.02
+    assert wrong > right + 0.01  # and the sign told wrongly costs something
     # one condition a state, or one for all
     x, t = data.x[:6], told.process.time_of(torch.zeros(6, 1))
     one_by_one = torch.cat([told.given(data.condition[k])(x[k : k + 1], t[k]) for k in range(6)])

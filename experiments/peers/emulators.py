@@ -12,20 +12,23 @@ What does not tune itself on validation maps uses them as training maps.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import torch
+from archives import Split
 from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder
+from spherediff.data.amplitude import Amplitude
 from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
-from spherediff.train import TrainConfig, train
+from spherediff.train import Fields, TrainConfig, train
 
 
 class Emulator(Protocol):
@@ -102,52 +105,70 @@ class Bootstrap:
 class SphereDiff:
     """The package's model as it comes: its defaults, with as many steps as the time allows.
 
-    The schedule of the learning rate wants the number of steps beforehand, so the speed is measured
-    first, at the expense of the budget.
+    Like ``spherediff train`` it divides anomalies by their local amplitude and is told the time of
+    the year.  The schedule of the learning rate wants the number of steps beforehand, so the speed
+    is measured first, at the expense of the budget.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, split: Split) -> None:
+        self.split = split
 
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
         start = time.perf_counter()
-        step, judgement = self._speed(training, validation, seed)
-        self.model = Model.build(self.encoder, training, seed=seed)
+        self.encoder = locally_scaled(self.split.encoder, training)
+        known, judged = self._fields(training, validation)
+        step, judgement = self._speed(known, judged, seed)
+        self.model = Model.build(self.encoder, known.x, seed=seed)
         every = TrainConfig().evaluate_every
         left = seconds - (time.perf_counter() - start) - judgement
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
-            result = train(self.model.denoiser, training, validation, config, directory)
-        parameters = sum(p.numel() for p in self.model.denoiser.network.parameters())
+            learners = self.model.learners(known.x)
+            result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
+        parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
 
     def sample(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return self.model.sample(count, generator=generator, progress=True).cpu()
+        dates = self.split.test_dates
+        x = self.model.sample(count, generator=generator, time=dates, progress=True)
+        return self.split.encoder.standardise(self.encoder.anomalies(x)).float()
 
-    def _speed(self, training: Tensor, validation: Tensor, seed: int) -> tuple[float, float]:
+    def _fields(self, training: Tensor, validation: Tensor) -> tuple[Fields, Fields]:
+        seasons = self.encoder.season(self.split.known_dates, len(training) + len(validation))
+        plain = self.split.encoder
+        known, judged = (
+            self.encoder.standardise(plain.anomalies(x)).float() for x in (training, validation)
+        )
+        return Fields(known, seasons[: len(known)]), Fields(judged, seasons[len(known) :])
+
+    def _speed(self, known: Fields, judged: Fields, seed: int) -> tuple[float, float]:
         """Seconds of a step, and of a judgement on the validation maps.
 
         A run of k steps takes k steps and two judgements, one before and one after them.
         """
         few, many = 3, 13
-        model = Model.build(self.encoder, training, seed=seed)
-        took = [
-            _seconds_of_run(model, training, validation, steps, seed) for steps in (1, few, many)
-        ][1:]  # the first one also pays for tables and caches
-        step = max((took[1] - took[0]) / (many - few), 1e-4)
-        return step, max((took[0] - few * step) / 2, 0.0)
+        model = Model.build(self.encoder, known.x, seed=seed)
+        took = [_seconds_of_run(model, known, judged, steps, seed) for steps in (1, few, many)]
+        step = max((took[2] - took[1]) / (many - few), 1e-4)  # the first also fills caches
+        return step, max((took[1] - few * step) / 2, 0.0)
 
 
-def _seconds_of_run(
-    model: Model, training: Tensor, validation: Tensor, steps: int, seed: int
-) -> float:
+def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 15) -> Encoder:
+    """The encoder with the local amplitude of these maps, which it has encoded."""
+    anomalies = encoder.anomalies(x)
+    amplitude = Amplitude.fit(anomalies, min(degree, encoder.lmax))
+    power = amplitude.divide(anomalies).square().sum(-1).mean(0)
+    return replace(encoder, amplitude=amplitude, scale=(power / (4 * math.pi)).sqrt())
+
+
+def _seconds_of_run(model: Model, known: Fields, judged: Fields, steps: int, seed: int) -> float:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         config = TrainConfig(steps=steps, seed=seed)
-        train(model.denoiser, training, validation, config, directory, progress=False)
+        train(model.denoiser, known, judged, config, directory, progress=False)
     return time.perf_counter() - start
 
 

@@ -74,5 +74,5 @@ METHODS = {
     "pixel": Method(pixel, True, require_azula),
     "functional": Method(functional, True),
     "earthsampler": Method(earthsampler, True, install_earthsampler),
-    "spherediff": Method(lambda split: SphereDiff(split.encoder), True),
+    "spherediff": Method(SphereDiff, True),
 }

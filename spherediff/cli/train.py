@@ -172,7 +172,15 @@ class Train:
                 Fields(harmonics.resize(a, network_lmax), encoder.season(part.get("time"), len(a)))
                 for a, part in ((x, training), (y, held_out))
             )
-            result = train(model.learner(), known, judged, config, self.output, resume=self.resume)
+            result = train(
+                model.learner(),
+                known,
+                judged,
+                config,
+                self.output,
+                learners=model.learners(known.x),
+                resume=self.resume,
+            )
         except KeyboardInterrupt:
             again = invocation.command.removesuffix(" --resume")
             raise KeyboardInterrupt(
