@@ -284,19 +284,19 @@ NOISES = {
 }
 THEOREM = (200, 6.0)  # N and T
 SAMPLERS = {
-    "ReverseSDE,\n96 steps (default)": (
-        partial(sd.ReverseSDE, steps=96),
-        sd.LogSNR(),
-        VERMILION,
-        "^",
-    ),
+    "Bridge, 200 steps": (partial(sd.Bridge, steps=200), sd.LogSNR(), VERMILION, "^"),
     "ProbabilityFlow,\n64 steps (default)": (
         partial(sd.ProbabilityFlow, steps=64),
         sd.LogSNR(),
         GREEN,
         "s",
     ),
-    "ReverseSDE, 384 steps": (partial(sd.ReverseSDE, steps=384), sd.LogSNR(), ORANGE, "v"),
+    "ReverseSDE,\n96 steps (default)": (
+        partial(sd.ReverseSDE, steps=96),
+        sd.LogSNR(),
+        ORANGE,
+        "v",
+    ),
     "the theorem's scheme,\n200 steps": (
         frozen(THEOREM[0]),
         sd.ConstantRate(THEOREM[1]),

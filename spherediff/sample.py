@@ -21,8 +21,9 @@ so that between two times t > s, with h = log(α/σ)(s) − log(α/σ)(t) > 0 an
 For data of the reference's own law D = 0 and both are exact in any number of steps; for any
 denoiser, what is close to the reference, as high degrees are, is kept at any number of steps.
 
-D = F_t gives order one.  The multistep rule D = F_t + (Δ/2Δ₋)(F_t − F₋), with the previous F₋ and
-step Δ₋ in ψ, gives order two for one evaluation a step, as in Lu et al. (2022, arXiv 2211.01095).
+D = F_t gives order one.  The multistep rule D = F_t + (h/2h₋)(F_t − F₋), with the previous F₋ and
+step h₋, gives order two for one evaluation a step, as in Lu et al. (2022, arXiv 2211.01095).  To
+extrapolate in h rather than in ψ halves the error or better (experiments/sampler_law.py).
 
 All samplers step evenly in the schedule's log noise level, for Greco's process log(s/α) itself;
 where degrees turn into noise at different times h differs between them, and the schedule sees to it
@@ -232,36 +233,37 @@ class Heun(Sampler):
 
 
 class Multistep(Sampler):
-    """What the two-step rules share: D = F_t + (Δ/2Δ₋)(F_t − F₋), Δ = ψ_t − ψ_s."""
+    """What the two-step rules share: D = F_t + (h/2h₋)(F_t − F₋)."""
 
     order = 2
 
     def extrapolate(
         self, z: Tensor, t: float, s: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
-        """D, Δ (broadcasting against ``z``), and the memory to pass on."""
-        turn = self.denoiser.reference.turn(t, s)
+        """D, h = log(α/σ)(s) − log(α/σ)(t) (broadcasting against ``z``), the memory to pass on."""
+        h = self.process.log_snr_gain(t, s)
         F = self.denoiser.residual(z, t)
         if memory is None:
-            return F, turn, (F, turn)
-        F_previous, turn_previous = memory
-        # a degree that has not begun to turn has no slope to go by
-        ratio = torch.where(turn_previous > 0, turn / turn_previous, 0)
-        return F + 0.5 * ratio * (F - F_previous), turn, (F, turn)
+            return F, h, (F, h)
+        previous, h_previous = memory
+        return F + h / (2 * h_previous) * (F - previous), h, (F, h)
 
 
 class ProbabilityFlow(Multistep):
-    """Probability flow by the two-step multistep rule, one evaluation a step: z_s = z_t + Δ D."""
+    """Probability flow by the two-step multistep rule, one evaluation a step.
 
-    default_steps = 96
+    z_s = z_t + (ψ_t − ψ_s) D.
+    """
+
+    default_steps = 64
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
         reference = self.denoiser.reference
         z = reference.standardise(x, t)
-        D, turn, memory = self.extrapolate(z, t, s, memory)
-        return reference.state(z + turn * D, s), memory
+        D, _, memory = self.extrapolate(z, t, s, memory)
+        return reference.state(z + reference.turn(t, s) * D, s), memory
 
 
 class ReverseSDE(Multistep):
@@ -270,16 +272,16 @@ class ReverseSDE(Multistep):
     z_s = √(1 − b²) z_t + 2 cos ψ_s b²/(sin ψ_t + sin ψ_s) D + b ξ.
     """
 
-    default_steps = 144
+    default_steps = 96
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
         reference = self.denoiser.reference
         z = reference.standardise(x, t)
-        D, _, memory = self.extrapolate(z, t, s, memory)
+        D, h, memory = self.extrapolate(z, t, s, memory)
         here, there = reference.angle(t), reference.angle(s)
-        fresh = -here.sin.square() * torch.expm1(-2 * self.process.log_snr_gain(t, s))
+        fresh = -here.sin.square() * torch.expm1(-2 * h)
         drift = 2 * there.cos * fresh / (here.sin + there.sin) * D
         z = (1 - fresh).sqrt() * z + drift + fresh.sqrt() * self._white(x, noise)
         return reference.state(z, s), memory

@@ -168,9 +168,8 @@ def test_code_equals_an_independent_scalar_recursion(kind: str) -> None:
                 pull = alpha[k + 1] * (1 - math.exp(-h)) * gain[k]
                 response = s[k + 1] / s[k] * response + pull * response
                 continue
-            previous = (F, turn) if previous is None else previous
-            D = F + turn / (2 * previous[1]) * (F - previous[0])
-            previous = (F, turn)
+            D = F if previous is None else 1.5 * F - 0.5 * previous  # the steps are even
+            previous = F
             response = response + turn * D
         arrival = arrival_factor(gain[-1], alpha[-1], s[-1])
         expected.append(arrival**2 * (variance if kind == "reverse bridge" else response**2 * C))
