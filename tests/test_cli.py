@@ -203,9 +203,25 @@ def test_the_seed_decides(tmp_path):
     assert not torch.equal(first, other)
 
 
+def test_train_low_degrees_and_draw_all(folder, tmp_path):
+    command = ["train", folder / "archive.nc", "--variables", "u", "--network-lmax", "2"]
+    command += ["--amplitude-degree", "1", "--held-out", "6", "--output", tmp_path / "m", *TINY]
+    assert run(*command) == 0
+    model = sd.model.Model.load(tmp_path / "m")
+    assert model.network.config.lmax == 2
+    assert model.encoder.lmax == LMAX
+    assert model.encoder.amplitude.log_std.shape == (1, 4)
+    path = tmp_path / "x.safetensors"
+    assert run("sample", "--model", tmp_path / "m", "--count", 3, "--steps", 4, "--output", path) == 0
+    x = data.read_coefficients(path)[0]
+    assert x.shape == (3, 1, (LMAX + 1) ** 2)
+    assert (x[..., 9:].std() > 0).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("archive.nc --lmax 4 --network-lmax 5", "between 0 and --lmax = 4, got 5"),
         ("--smoothness 0 --output a.nc", "smoothness must be positive"),
         ("--count 0 --output a.nc", "--count must be at least 1"),
         ("--seed -1 --output a.nc", "--seed must not be negative"),
