@@ -137,7 +137,7 @@ def _figure(value, error, other, other_error, options) -> None:
     ax.axhline(1, color="0.4", lw=0.8)
     ax.set(
         xlabel="degree ℓ", ylabel="power / power of the training maps", ylim=(0.7, 1.4),
-        title=f"{options.variable}: the network knows degrees up to {LOW}, the model draws to {HIGH}",
+        title=f"{options.variable}: a network for degrees up to {LOW}, a model up to {HIGH}",
     )  # fmt: skip
     ax.text(LOW + 1.2, 1.33, "beyond the network", color="0.35")
     ax.legend(loc="upper left", frameon=False, title="mean ± 2 standard errors")
