@@ -1,11 +1,11 @@
 """Does a small network beat the best Gaussian denoiser on daily precipitation?
 
-    python experiments/denoising_pr.py ARCHIVE.nc --directory OUT [--steps 1200] [--threads 2]
+    python experiments/denoising_pr.py ARCHIVE.nc --directory OUT [--steps 2400] [--threads 2]
 
 ARCHIVE.nc holds daily maps of `pr` in mm/day with a variable `test(time)` that is 1 on the years
 that are neither trained nor tuned on.  Recipe: log1p(pr/0.5 mm), anomalies from three harmonics of
-the year, lmax 31, noise with the archive's degree spectrum, preconditioning per coefficient.  The
-last tenth of the training years serves for early stopping.
+the year, lmax 31, noise with the archive's degree spectrum, preconditioning by mean, variances and
+leading correlations.  The last tenth of the training years serves for early stopping.
 
 On the test years it prints E‖m(X_t, t) − X_0‖² at several noise levels, relative to the diagonal
 Wiener filter, in L² and in the preconditioned norm of the training loss; then statistics of maps
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -65,7 +65,7 @@ def errors(denoiser: Denoiser, judge: NeuralDenoiser, x0: Tensor, level: float) 
         error_std = judge.reference.std * judge.reference.angle(t).sin
         error = denoiser(x, t) - maps
         plain += error.double().square().sum().item()
-        weighted += (error / error_std).double().square().sum().item()
+        weighted += (judge.reference.modes(error) / error_std).double().square().sum().item()
     return plain, weighted
 
 
@@ -126,7 +126,13 @@ def main() -> None:
     process = model.denoiser.process
     started = time.perf_counter(), time.process_time()
     result = train(
-        model.denoiser, fields[:cut], fields[cut:], config, options.directory, resume=options.resume
+        model.denoiser,
+        fields[:cut],
+        fields[cut:],
+        config,
+        options.directory,
+        learners=model.learners(fields[:cut]),
+        resume=options.resume,
     )
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     model.save(options.directory / "model")
