@@ -212,7 +212,9 @@ def test_train_low_degrees_and_draw_all(folder, tmp_path):
     assert model.encoder.lmax == LMAX
     assert model.encoder.amplitude.log_std.shape == (1, 4)
     path = tmp_path / "x.safetensors"
-    assert run("sample", "--model", tmp_path / "m", "--count", 3, "--steps", 4, "--output", path) == 0
+    assert (
+        run("sample", "--model", tmp_path / "m", "--count", 3, "--steps", 4, "--output", path) == 0
+    )
     x = data.read_coefficients(path)[0]
     assert x.shape == (3, 1, (LMAX + 1) ** 2)
     assert (x[..., 9:].std() > 0).all()

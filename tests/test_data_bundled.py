@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from spherediff import data
+from spherediff.grids import GaussLegendre
+from spherediff.model import Model
 
 HALF_STEP = 0.1  # m/s, the largest rounding error
 
@@ -111,3 +114,24 @@ def _distance(line: np.ndarray, lon: float, lat: float) -> float:
     along = ((at - start) * (end - start)).sum(1) / np.maximum(np.square(end - start).sum(1), 1e-12)
     nearest = start + np.clip(along, 0, 1)[:, None] * (end - start)
     return float(np.linalg.norm(nearest - at, axis=1).min())
+
+
+def test_the_bundled_model_draws_weather_of_a_day():
+    folder = data.models()["speedy-daily"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "seed 0" in card
+    assert "Licence" in card
+    model = Model.load("speedy-daily")
+    assert model.encoder.names == ("tas", "u250", "pr")
+    generator = torch.Generator().manual_seed(0)
+    x = model.sample(4, generator=generator, time="2001-07-15", steps=12)
+    weather = model.encoder.decode(x, GaussLegendre(31), "2001-07-15")
+    assert weather.pr.attrs["units"] == "mm day-1"
+    assert float(weather.pr.min()) == 0  # dry somewhere, and nowhere less
+    assert 270 < float(weather.tas.mean()) < 300
+    # the westerlies of the southern winter are strong, the summer tropics are calm
+    zonal = weather.u250.mean((weather.u250.dims[0], weather.u250.dims[2]))
+    latitude = zonal[zonal.dims[0]]
+    assert float(zonal[(latitude < -25) & (latitude > -45)].mean()) > 20
+    assert abs(float(zonal[abs(latitude) < 5].mean())) < 15
