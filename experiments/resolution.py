@@ -71,9 +71,8 @@ def main() -> None:
     known, test = (archive.isel(time=archive.test.values == k) for k in (0, 1))
     cut = known.sizes["time"] * 9 // 10
     parts = [known.isel(time=slice(cut)), known.isel(time=slice(cut, None)), test]
-    encoder = data.Encoder.fit(
-        parts[0], lmax=HIGH, climatology=data.Harmonics(3), amplitude_degree=15
-    )
+    # no local amplitude: times a map of it, independent high degrees would spill their power
+    encoder = data.Encoder.fit(parts[0], lmax=HIGH, climatology=data.Harmonics(3))
     fields = [Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"])) for ds in parts]
     network = OperatorConfig(LOW, 1, conditions=encoder.conditions)
     model = Model.build(encoder, fields[0].x, network=network)

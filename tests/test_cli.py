@@ -223,7 +223,6 @@ def test_train_low_degrees_and_draw_all(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("archive.nc --lmax 4 --network-lmax 5", "between 0 and --lmax = 4, got 5"),
         ("--smoothness 0 --output a.nc", "smoothness must be positive"),
         ("--count 0 --output a.nc", "--count must be at least 1"),
         ("--seed -1 --output a.nc", "--seed must not be negative"),
@@ -289,6 +288,7 @@ def test_train_options_reach_the_encoder(folder, tmp_path):
     [
         ("archive.nc --variables w", "no variable w; there are u"),
         ("archive.nc --lmax 12", "the largest that LatLon"),
+        ("archive.nc --lmax 4 --network-lmax 5", "between 0 and --lmax = 4, got 5"),
         ("archive.nc --lmax 6 --transform w=sqrt", "a transform is given for w"),
         ("archive.nc --transform u=cube", "unknown transform 'u=cube'"),
         ("archive.nc --lmax 6 --transform u=sqrt", "SquareRoot needs values that are not negative"),

@@ -71,7 +71,8 @@ class Train:
         network_lmax: the network learns the degrees up to this one, and those above are Gaussian
             noise with the archive's spectrum and amplitude; by default all are learnt.
         amplitude_degree: degree to which the map of the local standard deviation that anomalies
-            are divided by is resolved; 0 for the same everywhere.
+            are divided by is resolved; 0 for the same everywhere, which keeps the spectrum exact
+            at degrees that are not learnt.
         transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
             VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
         climatology: what is removed before and added again afterwards: none, constant, monthly,
