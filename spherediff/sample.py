@@ -10,13 +10,14 @@ coefficient, for any α and σ with α/σ falling: processes that are not Markov
 the same law at every time.  With z = (x − αμ)/√V and the residual F of the denoiser,
 
     flow   dz = −F dψ,
-    SDE    dz = (z tan ψ − 2F) dψ + √(2 tan ψ) dW    (ψ falling, dW² = |dψ|),
+    SDE    dz = (z tan ψ − 2F) dψ + √(2 tan ψ) dW,
 
-so that between two times t > s, with h = log(α/σ)(s) − log(α/σ)(t) > 0 and F held at D,
+ψ falling, so that between two times t > s, with h = log(α/σ)(s) − log(α/σ)(t) > 0 and F held at D,
 
     flow   z_s = z_t + (ψ_t − ψ_s) D,
     SDE    z_s = √(1 − b²) z_t + 2 cos ψ_s b²/(sin ψ_t + sin ψ_s) D + b ξ,
-           b² = sin²ψ_t (1 − e^{−2h}).
+
+where b² = sin²ψ_t (1 − e^{−2h}).
 
 For data of the reference's own law D = 0 and both are exact in any number of steps; for any
 denoiser, what is close to the reference, as high degrees are, is kept at any number of steps.
