@@ -93,8 +93,7 @@ class Evaluate:
             transform=transforms,
             climatology=climatology,
         )
-        scale = fitted.scale[:, None]
-        coefficients = [fitted.encode(ds).double() * scale for ds in sets]
+        coefficients = [fitted.anomalies(fitted.encode(ds)) for ds in sets]
         say(_counts([len(x) for x in coefficients], lmax))
         plain = [isinstance(transform, Identity) for transform in fitted.transforms]
         card = metrics.scorecard(

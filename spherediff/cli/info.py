@@ -89,7 +89,7 @@ class Info:
         if ds.sizes[sample_dimension(ds)] < 2:
             return
         encoder = Encoder.fit(ds, lmax=lmax, climatology=climatology)
-        x = encoder.encode(ds).double() * encoder.scale[:, None]
+        x = encoder.anomalies(encoder.encode(ds))
         removed = "nothing removed" if self.climatology == "none" else f"{self.climatology} removed"
         for c, (name, units) in enumerate(zip(encoder.names, encoder.units, strict=True)):
             say(f"\n{name}, degrees 1 to {lmax}, {removed}")

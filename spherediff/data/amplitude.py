@@ -6,7 +6,8 @@ a degree of resolution,
 
     K = SᵀWσS,    σ = exp(Σ_i b_i Y_i),    b_0 = 0,
 
-a symmetric positive definite matrix with eigenvalues between min σ and max σ.  So K⁻¹ exists for
+a symmetric positive definite matrix with eigenvalues between min σ and max σ, the identity if σ is
+resolved to degree 0.  So K⁻¹ exists for
 every field, and conjugate gradients find it.  What is left, x = K⁻¹a, has about the same variance
 everywhere: a law much nearer to isotropy, whose departures from it are left to be learnt.
 """
@@ -67,15 +68,23 @@ class Amplitude:
 
     def multiply(self, x: Tensor) -> Tensor:
         """K x, float64, shape of ``x``."""
+        if self._is_identity:
+            return x.double()
         grid, sigma = self._on_grid(harmonics.band_limit(x.shape[-1]))
         return self._multiply(x.double(), grid, sigma)
 
     def divide(self, a: Tensor) -> Tensor:
         """K⁻¹ a, float64, shape of ``a``."""
+        if self._is_identity:
+            return a.double()
         grid, sigma = self._on_grid(harmonics.band_limit(a.shape[-1]))
         return conjugate_gradients(
             lambda x: self._multiply(x, grid, sigma), a.double(), _TOLERANCE, _ITERATIONS, 1.0
         ).solution
+
+    @property
+    def _is_identity(self) -> bool:
+        return self.log_std.shape[-1] == 1  # b_0 = 0
 
     def map(self, grid: GaussLegendre) -> Tensor:
         """σ on a grid, shape (channels, nlat, nlon)."""
