@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from spherediff.train import _average
+
 Loss = Callable[[nn.Module, Tensor], Tensor]
 
 _JUDGEMENTS = 20
@@ -132,12 +134,6 @@ def _step(
     for group in optimiser.param_groups:
         group["lr"] = budget.rate(elapsed)
     optimiser.step()
-
-
-@torch.no_grad()
-def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(weight, 1 - decay)
 
 
 def _clock(seconds: float) -> tqdm:
