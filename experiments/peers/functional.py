@@ -37,7 +37,7 @@ from spherediff.spectra import Tabulated, WhittleMatern
 
 WIDTH, LAYERS, POSITIONAL, EMBEDDING = 32, 4, 8, 64
 BETA_START, BETA_END, EARLIEST = 0.1, 20.0, 1e-3
-STEPS = 500
+STEPS = 200
 BATCH_DRAWN = 64
 
 
