@@ -92,7 +92,7 @@ def main() -> None:
     training, validation = known.isel(time=slice(cut)), known.isel(time=slice(cut, None))
     encoder = data.Encoder.fit(
         training, VARIABLES, lmax=LMAX, transform={"pr": data.Log1p(0.5)},
-        climatology=data.Harmonics(3), amplitude_degree=15,
+        climatology=data.Harmonics(3), amplitude_degree=23,
     )  # fmt: skip
     fields = [
         Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"]))

@@ -13,7 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-_SMALLEST_SHARE = 0.05  # of a coefficient's variance that is its own
+from spherediff import harmonics
+
+_PRIOR_MAPS = 20
+_SMALLEST_EIGENVALUE = 1e-12  # of a sample covariance, relative to the largest
 
 
 class Covariance:
@@ -78,40 +81,41 @@ class Covariance:
         return cls((std.square() * rest).reshape(event), (std * factor).reshape(-1, *event))
 
     @classmethod
-    def principal(cls, data: Tensor, variance: Tensor, rank: int) -> Covariance:
-        """Leading correlations at their true size, the others left out: S = √v R √v.
+    def principal(cls, data: Tensor, variance: Tensor) -> Covariance:
+        """Correlations at their true size: S = √v R √v.
 
         With the principal components u_k of standardised samples and their variances d_k in the
-        law, not in the sample (:func:`nonlinear_shrinkage`), the rest being uncorrelated with
-        variance ρ,
+        law, not in the sample (:func:`nonlinear_shrinkage`), what is beyond the rank K of the
+        samples being uncorrelated with variance ρ,
 
-            R = diag(1 − Σ_k (d_k − ρ) u_k²) + Σ_{k ≤ rank} (d_k − ρ) u_k u_kᵀ,
-            ρ = (p − Σ_{k ≤ rank} d_k)/(p − rank).
+            R ∝ ρ + Σ_{k ≤ K} (d_k − ρ) u_k u_kᵀ,    ρ the mean of the other d_k,
+
+        K = N − 1, or p − 1 if that is less, scaled to a diagonal of ones.
 
         Args:
             data: N samples, shape (N, *event_shape); the mean is removed.
             variance: v > 0, the diagonal of S, shape ``event_shape``.
-            rank: at most so many components; those that vary no more than the rest are left out.
 
         Raises:
-            ValueError: fewer than four samples, or a rank that is not from 0 to below N − 1 and p.
+            ValueError: fewer than four samples.
         """
-        N, p = len(data), variance.numel()
-        if N < 4 or not 0 <= rank < min(N - 1, p):
-            raise ValueError(
-                f"expected at least four samples and a rank from 0 to {min(N - 1, p) - 1}, got "
-                f"{N} and {rank}"
-            )
+        N = len(data)
+        if N < 4:
+            raise ValueError(f"expected at least four samples to estimate correlations, got {N}")
         centred = (data - data.mean(0)).double().reshape(N, -1)
         std = centred.square().sum(0).div(N - 1).sqrt()
-        d, vectors = nonlinear_shrinkage(torch.where(std > 0, centred / std, 0))
-        leading, u = d[p - rank :], vectors[:, p - rank :].T
-        rest = (p - leading.sum()) / (p - rank)
-        factor = (leading - rest).clamp_min(0).sqrt()[:, None] * u
-        left = (1 - factor.square().sum(0)).clamp_min(_SMALLEST_SHARE)
-        scale = (variance.double().flatten() / (left + factor.square().sum(0))).sqrt()
+        vary = std > 0
+        d, vectors = nonlinear_shrinkage(centred[:, vary] / std[vary])
+        p = len(d)
+        rank = min(N - 1, p - 1)
+        leading, u = d[p - rank :], vectors[:, -rank:].T
+        rest = d[: p - rank].mean()
+        kept = leading > rest
+        factor = centred.new_zeros(int(kept.sum()), len(std))
+        factor[:, vary] = (leading[kept] - rest).sqrt()[:, None] * u[kept]
+        scale = (variance.double().flatten() / (rest + factor.square().sum(0))).sqrt()
         shape = variance.shape
-        return cls((scale.square() * left).reshape(shape), (scale * factor).reshape(-1, *shape))
+        return cls((scale.square() * rest).reshape(shape), (scale * factor).reshape(-1, *shape))
 
     @property
     def variance(self) -> Tensor:
@@ -173,6 +177,28 @@ def shrinkage_intensity(z: Tensor) -> float:
     return float((variance / correlation).clamp(0, 1)) if correlation > 0 else 1.0
 
 
+def shrunk_variance(x: Tensor) -> Tensor:
+    """Variance of every coefficient, drawn towards the mean v̄_ℓ of its degree, float64.
+
+    With ν₀ = 20 imagined maps in which a coefficient has its degree's mean variance,
+
+        v_i = (N v̂_i + ν₀ v̄_ℓ)/(N + ν₀),
+
+    the mean of a scaled inverse-χ² posterior.  On daily precipitation this lowers the negative
+    log-likelihood of held-out maps for archives of 30 to 780 maps
+    (experiments/variance_shrinkage.py).
+
+    Args:
+        x: N fields, shape (N, ..., n).
+
+    Returns:
+        Shape (..., n).
+    """
+    N, variance = len(x), x.double().var(0)
+    of_degree = harmonics.expand(harmonics.degree_spectrum(variance.sqrt()))
+    return (N * variance + _PRIOR_MAPS * of_degree) / (N + _PRIOR_MAPS)
+
+
 def nonlinear_shrinkage(z: Tensor) -> tuple[Tensor, Tensor]:
     """Variances of the sample's principal components in the law (Ledoit & Wolf 2020, §4.7, App. C).
 
@@ -187,12 +213,14 @@ def nonlinear_shrinkage(z: Tensor) -> tuple[Tensor, Tensor]:
         z: samples with the mean removed, float64, shape (N, p); n = N − 1 degrees of freedom.
 
     Returns:
-        d, shape (p,), in the order of rising λ, and the eigenvectors in columns, shape (p, p).
+        d, shape (p,), in the order of rising λ, and the components with λ > 0 in columns, shape
+        (p, min(p, n)), in the same order.
     """
     n, p = len(z) - 1, z.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(z.T @ z / n)
     positive = min(p, n)
-    lam = eigenvalues[p - positive :]
+    _, singular, rows = torch.linalg.svd(z, full_matrices=False)
+    lam, vectors = singular[:positive].flip(0).square() / n, rows[:positive].flip(0).T
+    lam = lam.clamp_min(_SMALLEST_EIGENVALUE * lam[-1])
     h, root = n ** (-1 / 3), math.sqrt(5)
     x = (lam[:, None] / lam - 1) / h
     bump = 1 - x.square() / 5

@@ -5,14 +5,8 @@ The noise γ = N(0, C) has the archive's own degree spectrum, channel by channel
     C_ℓ = N⁻¹ Σ_k (2ℓ+1)⁻¹ Σ_m x²_{k,ℓm},
 
 so that signal and noise have the same smoothness.  The preconditioning needs the variance of every
-coefficient, which a short archive knows badly.  With ν₀ = 20 imagined maps in which a coefficient
-has its degree's mean variance v̄_ℓ,
-
-    v_i = (N v̂_i + ν₀ v̄_ℓ)/(N + ν₀),
-
-the mean of a scaled inverse-χ² posterior.  On daily precipitation this lowers the negative
-log-likelihood of held-out training years for archives of 30 to 780 maps
-(experiments/variance_shrinkage.py).
+coefficient, which a short archive knows badly (:func:`~spherediff.covariance.shrunk_variance`), and
+their correlations, which it knows worse (:meth:`~spherediff.covariance.Covariance.principal`).
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ from torch import Tensor
 
 from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
-from spherediff.covariance import Covariance
+from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, bundled
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -41,8 +35,6 @@ from spherediff.spectra import Tabulated
 CONFIG = "model.json"
 _FORMAT = 2
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
-_PRIOR_MAPS = 20
-_MAPS_PER_COMPONENT = 6
 _PARTS = 5
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
@@ -286,23 +278,20 @@ def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = coefficients.double()
     if not torch.isfinite(x).all():
         raise ValueError(f"{int((~torch.isfinite(x)).sum())} coefficients are not finite")
-    mean, variance = x.mean(0), x.var(0)
+    mean, variance = x.mean(0), shrunk_variance(x)
     if (variance.sum(-1) <= 0).any():
         raise ValueError(
             f"channel {int((variance.sum(-1) <= 0).nonzero()[0])} is constant: nothing to learn"
         )
     spectrum = harmonics.degree_spectrum(x).mean(0)
     spectrum = spectrum.maximum(_SMALLEST**2 * spectrum.amax(-1, keepdim=True))
-    of_degree = harmonics.expand(harmonics.degree_spectrum(variance.sqrt()))
-    shrunk = (N * variance + _PRIOR_MAPS * of_degree) / (N + _PRIOR_MAPS)
-    return mean, shrunk.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
+    return mean, variance.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
 
 
 def _correlated(coefficients: Tensor, variance: Tensor, lmax: int) -> Covariance:
     """Variances of all degrees, correlations of those up to ``lmax``, which the network knows."""
-    n, channels = harmonics.count(lmax), variance.shape[0]
-    rank = min(len(coefficients) // _MAPS_PER_COMPONENT, channels * n - 1)
-    low = Covariance.principal(coefficients[..., :n], variance[:, :n], rank)
+    n = harmonics.count(lmax)
+    low = Covariance.principal(coefficients[..., :n], variance[:, :n])
     diagonal = torch.cat([low.diagonal, variance[:, n:]], -1)
     return Covariance(diagonal, torch.nn.functional.pad(low.factor, (0, variance.shape[1] - n)))
 

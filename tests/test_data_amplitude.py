@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from spherediff import harmonics
-from spherediff.data.amplitude import Amplitude
+from spherediff.covariance import shrunk_variance
+from spherediff.data.amplitude import Amplitude, _held_out_log_likelihood
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.spectra import PowerLaw
@@ -74,6 +75,33 @@ def test_fit_finds_the_map_that_modulates_a_gaussian_field() -> None:
     # √(4π) 0.011 at most = 0.04.  Truncation at lmax blurs σ a little more.
     torch.testing.assert_close(found, K.log_std, rtol=0, atol=0.06)
     assert float(K.log_std.abs().max()) > 0.3
+
+
+def test_likeliest_follows_the_law_that_made_the_maps() -> None:
+    """Channel by channel: amplitudes of degree 2 and 8, and fields modulated by their gradients."""
+    lmax, samples = 12, 400
+    b = torch.zeros(3, harmonics.count(8), dtype=torch.float64)
+    b[0, 1:9] = 0.4 * normal(8)
+    b[1, 1:] = 0.25 * normal(80, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    field = GaussianField(PowerLaw(1.0, 2.2), lmax, dtype=torch.float64)
+    x = Amplitude(b).multiply(field.sample((samples, 3), generator=generator))
+    found = Amplitude.likeliest(x, 8).log_std
+    resolved = [int(harmonics.degrees(8)[row.nonzero().max()]) if row.any() else 0 for row in found]
+    assert resolved == [2, 8, 0]
+    torch.testing.assert_close(found[1:2], Amplitude.fit(x[:, 1:2], 8).log_std)
+
+
+def test_held_out_likelihood_is_that_of_the_dense_gaussian() -> None:
+    lmax, samples = 5, 60
+    x = amplitude(1, 2).multiply(normal(samples, 1, harmonics.count(lmax), seed=6))
+    K = Amplitude.fit(x[:48], 2)
+    matrix = K.multiply(torch.eye(36, dtype=torch.float64)[:, None])[:, 0]
+    y = K.divide(x[:48])
+    covariance = matrix @ torch.diag(shrunk_variance(y)[0]) @ matrix
+    law = torch.distributions.MultivariateNormal(matrix @ y.mean(0)[0], covariance)
+    expected = law.log_prob(x[48:, 0]).mean() + 18 * math.log(2 * math.pi)
+    assert _held_out_log_likelihood(x, 2) == pytest.approx(float(expected))
 
 
 def test_degree_zero_is_the_identity_and_a_degree_beyond_lmax_is_refused() -> None:

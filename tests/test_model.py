@@ -323,7 +323,7 @@ def test_cross_fitting_shows_the_network_what_new_fields_are_like() -> None:
 
     By one from the same fields they are smaller, which a network would learn to reproduce.
     """
-    count, lmax = 60, 5
+    count, lmax = 60, 9
     field = GaussianField(Tabulated([1.0] * (lmax + 1)), lmax, dtype=torch.float64)
     x = field.sample((count, 1), generator=torch.Generator().manual_seed(3))
 
@@ -336,7 +336,7 @@ def test_cross_fitting_shows_the_network_what_new_fields_are_like() -> None:
 
     def learner(fields: Tensor) -> NeuralDenoiser:
         mean, variance, spectrum = archive_moments(fields)
-        covariance = Covariance.principal(fields, variance, len(fields) // 6)
+        covariance = Covariance.principal(fields, variance)
         noise = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float64)
         return NeuralDenoiser(OrnsteinUhlenbeck(noise), network, mean, covariance)
 

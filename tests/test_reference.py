@@ -153,10 +153,40 @@ def test_nonlinear_shrinkage_finds_the_variance_along_sample_components(N: int, 
     z = z - z.mean(0)
     found, u = nonlinear_shrinkage(z)
     truth = (u.square() * d[:, None]).sum(0)
+    null = p - u.shape[1]  # directions in which the sample does not vary share what is left
+    truth = torch.cat([((d.sum() - truth.sum()) / max(null, 1)).expand(null), truth])
     sample = torch.linalg.eigvalsh(z.T @ z / (N - 1))
     assert (found - truth).square().mean() < 0.05 * (sample - truth).square().mean()
     assert found[-1] == pytest.approx(float(truth[-1]), rel=0.15)
     assert float(found.mean()) == pytest.approx(float(d.mean()), rel=0.05)
+
+
+@pytest.mark.parametrize(("N", "p"), [(500, 60), (80, 200)])
+def test_principal_is_likelier_on_fresh_samples_than_any_of_its_rivals(N: int, p: int) -> None:
+    """A steep spectrum of eigenvalues: shrunk, sample and diagonal covariances against truth."""
+    basis = torch.linalg.qr(normal(p, p, seed=12)).Q
+    root = basis * torch.logspace(1, -1, p, dtype=torch.float64)
+    x, fresh = normal(N, p, seed=13) @ root.T, normal(2000, p, seed=14) @ root.T
+    v = x.var(0)
+
+    def surprise(S: Covariance) -> float:
+        one = torch.ones((), dtype=torch.float64)
+        none = torch.zeros(1, p, dtype=torch.float64)
+        quadratic = (fresh[:, None] * S.solve(one, none, fresh[:, None])).sum((-2, -1)).mean()
+        return float(quadratic + S.log_det(one.expand(1, p), none))
+
+    found = surprise(Covariance.principal(x[:, None], v[None]))
+    assert found < surprise(Covariance.shrunk(x[:, None])) - 0.5
+    assert found < surprise(Covariance(v[None])) - 10
+
+
+def test_principal_leaves_coefficients_that_never_vary_alone() -> None:
+    x = normal(50, 1, 20, seed=15)
+    x[..., 3], x[..., 7] = 0, 2.5
+    S = Covariance.principal(x, torch.ones(1, 20, dtype=torch.float64))
+    assert not S.factor[..., [3, 7]].any()
+    assert torch.isfinite(S.factor).all()
+    torch.testing.assert_close(S.variance, torch.ones(1, 20, dtype=torch.float64))
 
 
 def test_principal_keeps_variances_and_the_leading_correlations() -> None:
@@ -167,7 +197,7 @@ def test_principal_keeps_variances_and_the_leading_correlations() -> None:
     R = rotation @ torch.diag(torch.cat([z.new_tensor([40.0]), z.new_ones(p - 1)])) @ rotation.T
     std = R.diagonal().sqrt()
     x = (z @ rotation.T) / std * v.sqrt()
-    S = Covariance.principal(x[:, None], v[None], rank=5)
+    S = Covariance.principal(x[:, None], v[None])
     torch.testing.assert_close(S.variance[0], v)
     u = rotation[:, 0] * std  # the direction in units of v, about
     u = u / u.norm()
@@ -176,10 +206,10 @@ def test_principal_keeps_variances_and_the_leading_correlations() -> None:
     exact = u @ (R / std / std[:, None]) @ u
     assert float(found) == pytest.approx(float(exact), rel=0.2)
     # noise has no leading components: nothing is made of it
-    empty = Covariance.principal(normal(N, 1, p, seed=11), torch.ones(1, p).double(), rank=5)
+    empty = Covariance.principal(normal(N, 1, p, seed=11), torch.ones(1, p).double())
     assert float(empty.factor.square().sum()) < 0.05 * p
 
 
 def test_principal_errors() -> None:
-    with pytest.raises(ValueError, match="a rank from 0 to 8, got 10 and 9"):
-        Covariance.principal(normal(10, 1, 30), torch.ones(1, 30), rank=9)
+    with pytest.raises(ValueError, match="at least four samples to estimate correlations, got 3"):
+        Covariance.principal(normal(3, 1, 30), torch.ones(1, 30))

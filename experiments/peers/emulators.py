@@ -12,6 +12,7 @@ What does not tune itself on validation maps uses them as training maps.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 import time
@@ -119,13 +120,13 @@ class SphereDiff:
         start = time.perf_counter()
         self.encoder = locally_scaled(self.split.encoder, training)
         known, judged = self._fields(training, validation)
-        step, judgement = self._speed(known, judged, seed)
         self.model = Model.build(self.encoder, known.x, seed=seed)
+        learners = self.model.learners(known.x)
+        step, judgement = self._speed(known, judged, seed)
         every = TrainConfig().evaluate_every
         left = seconds - (time.perf_counter() - start) - judgement
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
-            learners = self.model.learners(known.x)
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
         parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
@@ -150,16 +151,17 @@ class SphereDiff:
         A run of k steps takes k steps and two judgements, one before and one after them.
         """
         few, many = 3, 13
-        model = Model.build(self.encoder, known.x, seed=seed)
-        took = [_seconds_of_run(model, known, judged, steps, seed) for steps in (1, few, many)]
+        untrained = copy.deepcopy(self.model.network.state_dict())
+        took = [_seconds_of_run(self.model, known, judged, steps, seed) for steps in (1, few, many)]
+        self.model.network.load_state_dict(untrained)
         step = max((took[2] - took[1]) / (many - few), 1e-4)  # the first also fills caches
         return step, max((took[1] - few * step) / 2, 0.0)
 
 
-def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 15) -> Encoder:
+def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:
     """The encoder with the local amplitude of these maps, which it has encoded."""
     anomalies = encoder.anomalies(x)
-    amplitude = Amplitude.fit(anomalies, min(degree, encoder.lmax))
+    amplitude = Amplitude.likeliest(anomalies, min(degree, encoder.lmax))
     power = amplitude.divide(anomalies).square().sum(-1).mean(0)
     return replace(encoder, amplitude=amplitude, scale=(power / (4 * math.pi)).sqrt())
 

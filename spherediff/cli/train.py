@@ -70,9 +70,10 @@ class Train:
         lmax: band limit, the highest degree ℓ; the finest detail is about 20,000 km / lmax.
         network_lmax: the network learns the degrees up to this one, and those above are Gaussian
             noise with the archive's spectrum and amplitude; by default all are learnt.
-        amplitude_degree: degree to which the map of the local standard deviation that anomalies
-            are divided by is resolved; 0 for the same everywhere, which keeps the spectrum exact
-            at degrees that are not learnt.
+        amplitude_degree: highest degree to which the map of the local standard deviation that
+            anomalies are divided by is resolved; it is used for a variable if that makes held-out
+            samples likelier. 0 for the same everywhere, which keeps the spectrum exact at degrees
+            that are not learnt.
         transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
             VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
         climatology: what is removed before and added again afterwards: none, constant, monthly,
@@ -96,7 +97,7 @@ class Train:
     output: Path
     lmax: int = 31
     network_lmax: int | None = None
-    amplitude_degree: int = 15
+    amplitude_degree: int = 23
     transform: Annotated[
         tuple[str, ...], arg(metavar="VARIABLE=TRANSFORM", help_behavior_hint="(default: none)")
     ] = ()

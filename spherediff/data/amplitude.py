@@ -9,7 +9,14 @@ a degree of resolution,
 a symmetric positive definite matrix with eigenvalues between min σ and max σ, the identity if σ is
 resolved to degree 0.  So K⁻¹ exists for
 every field, and conjugate gradients find it.  What is left, x = K⁻¹a, has about the same variance
-everywhere: a law much nearer to isotropy, whose departures from it are left to be learnt.
+everywhere.
+
+Whether that brings a Gaussian with independent coefficients closer to the archive depends on the
+variable: rain and temperature vary by an amplitude of their own from place to place, while a
+meandering jet varies by its gradients, and its coefficients are nearer to independence as they are.
+So σ is resolved to the degree under which maps that had no part in it are likeliest,
+
+    log p(a) = −½ Σ_i [(x_i − μ_i)²/v_i + log 2πv_i] − log det K.
 """
 
 from __future__ import annotations
@@ -21,11 +28,14 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff._linear import conjugate_gradients
+from spherediff.covariance import shrunk_variance
 from spherediff.grids import GaussLegendre
 
 _TOLERANCE = 1e-12
 _ITERATIONS = 10_000
 _SMALLEST = 1e-3  # of a local standard deviation, relative to the largest
+_JUDGED = 5  # the last fifth of the maps judges
+_JUDGED_LMAX = 31  # by degrees up to this one: matrices of at most 1024² numbers
 
 
 class Amplitude:
@@ -66,6 +76,31 @@ class Amplitude:
         b[:, 0] = 0
         return cls(b)
 
+    @classmethod
+    def likeliest(cls, anomalies: Tensor, degree: int) -> Amplitude:
+        """For each channel the map of :meth:`fit` that held-out maps speak for.
+
+        σ is resolved to ``degree``, to a half or a quarter of it, or is one everywhere, whichever
+        makes the last fifth of the maps likeliest given the others; then it is fitted to all maps.
+
+        Args:
+            anomalies: float64, shape (samples, channels, n), in the order of time.
+            degree: the highest degree of resolution.
+
+        Raises:
+            ValueError: a degree outside the range from 0 to the band limit.
+        """
+        finest = cls.fit(anomalies, degree)
+        lmax = min(harmonics.band_limit(anomalies.shape[-1]), _JUDGED_LMAX)
+        judged = harmonics.resize(anomalies, lmax)
+        candidates = sorted({0, degree // 4, degree // 2, degree})
+        resolved = [
+            max(candidates, key=lambda d: _held_out_log_likelihood(a, min(d, lmax)))
+            for a in judged.split(1, dim=1)
+        ]
+        known = torch.as_tensor(harmonics.degrees(degree))
+        return cls(finest.log_std * (known <= torch.tensor(resolved)[:, None]))
+
     def multiply(self, x: Tensor) -> Tensor:
         """K x, float64, shape of ``x``."""
         if self._is_identity:
@@ -84,7 +119,7 @@ class Amplitude:
 
     @property
     def _is_identity(self) -> bool:
-        return self.log_std.shape[-1] == 1  # b_0 = 0
+        return not self.log_std.any()
 
     def map(self, grid: GaussLegendre) -> Tensor:
         """σ on a grid, shape (channels, nlat, nlon)."""
@@ -99,3 +134,15 @@ class Amplitude:
     def _multiply(self, x: Tensor, grid: GaussLegendre, weighted_sigma: Tensor) -> Tensor:
         lmax = harmonics.band_limit(x.shape[-1])
         return grid.adjoint(weighted_sigma * grid.synthesis(x), lmax)
+
+
+def _held_out_log_likelihood(a: Tensor, degree: int) -> float:
+    """Mean of log p over the last maps, up to a constant; μ, v and K from the others."""
+    cut = len(a) - len(a) // _JUDGED
+    K = Amplitude.fit(a[:cut], degree)
+    x = K.divide(a)
+    v = shrunk_variance(x[:cut])
+    surprise = (x[cut:] - x[:cut].mean(0)).square() / v + v.log()
+    eye = torch.eye(a.shape[-1], dtype=torch.float64)
+    log_det = torch.linalg.slogdet(K.multiply(eye[:, None])[:, 0]).logabsdet
+    return float(-0.5 * surprise.sum((-2, -1)).mean() - log_det)

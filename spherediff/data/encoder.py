@@ -6,6 +6,8 @@ and scale s_c,
     encode   a = analysis(T_c(map)),  x = K_c⁻¹(a − Σ_j D_j(t) β_j) / s_c
     decode   a = s_c K_c x + Σ_j D_j(t) β_j,  map = T_c⁻¹(synthesis(a))
 
+Two variables may be the components of a vector field; their channels are then its divergent and its
+rotational part, with T the identity and K = 1 (:mod:`spherediff.data.channels`).
 K multiplies by a smooth map of the local standard deviation (:mod:`spherediff.data.amplitude`),
 the identity unless asked for.  s_c is the standard deviation of what is left over the training
 samples and the sphere: by Parseval s_c² = (1/N) Σ_samples (1/4π) Σ_i (s_c x_i)².  It does not
@@ -20,7 +22,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,9 @@ from spherediff.data.archive import (
     normalise,
     sample_dimension,
 )
+from spherediff.data.channels import Channels, Pair, pairs, require_vectors
 from spherediff.data.climatology import Climatology, Constant
-from spherediff.data.maps import BATCH, blocks, fitted
+from spherediff.data.maps import BATCH, fitted
 from spherediff.data.transforms import (
     Identity,
     Transform,
@@ -72,7 +75,8 @@ class Encoder:
         scale: s_c in transformed units, float64 (channels,).
         truncated: fraction of the training samples' variance (about the time mean, in transformed
             units, averaged over the sphere) that lies beyond lmax and is lost; float64
-            (channels,).
+            (channels,); of a vector field that of its two components together, twice.
+        vectors: the eastward and the northward component of each vector field.
     """
 
     names: tuple[str, ...]
@@ -84,6 +88,7 @@ class Encoder:
     amplitude: Amplitude
     scale: Tensor
     truncated: Tensor
+    vectors: tuple[Pair, ...] = ()
 
     @classmethod
     def fit(
@@ -95,6 +100,7 @@ class Encoder:
         transform: Mapping[str, Transform] | None = None,
         climatology: Climatology = Constant(),
         amplitude_degree: int = 0,
+        vectors: Sequence[Sequence[str]] = (),
     ) -> Encoder:
         """Fit transforms, climatology and scale to training samples.
 
@@ -104,13 +110,18 @@ class Encoder:
             lmax: band limit, at most what the grid supports.
             transform: pointwise transform by variable; Identity for the others.
             climatology: what to remove from each coefficient.
-            amplitude_degree: degree to which the map of the local standard deviation is resolved;
-                0 for the same everywhere.
+            amplitude_degree: highest degree to which the map of the local standard deviation is
+                resolved, in channels where that makes held-out samples likelier; 0 for the same
+                everywhere; vector fields keep theirs.
+            vectors: pairs of variables that are the eastward and the northward component of a
+                vector field, ``(("u", "v"),)``; their channels are the coefficients of its
+                divergent (E) and of its rotational part (B).
 
         Raises:
             ValueError: the grid is regional or irregular or too coarse for ``lmax``; a variable
                 is missing, constant, or has missing or infinite values; fewer than two samples;
-                no dates for a climatology that needs them, or too few samples for it.
+                no dates for a climatology that needs them, or too few samples for it; a vector
+                field whose components are not both there, differ in units or have a transform.
         """
         ds = normalise(ds, variables)
         names = _names(ds, variables)
@@ -120,19 +131,22 @@ class Encoder:
             raise ValueError(f"fitting needs at least two samples, got {count}")
         _require_band_limit(grid, lmax)
         design = climatology.design(_times(ds), count)
-        unfitted = _transforms(names, transform or {})
+        unfitted = Channels(names, _transforms(names, transform or {}), pairs(vectors))
+        require_vectors(unfitted, ds)
         transforms = tuple(
-            fitted(ds[name], one, grid) for name, one in zip(names, unfitted, strict=True)
+            fitted(ds[name], one, grid)
+            for name, one in zip(names, unfitted.transforms, strict=True)
         )
-        a, lost = _analyse_with_residual(ds, names, transforms, grid, lmax)
+        channels = replace(unfitted, transforms=transforms)
+        a, lost = channels.analysed_with_residual(ds, grid, lmax)
         cycle = climatologies.fit(design, a.reshape(count, -1)).reshape(-1, *a.shape[1:])
         anomalies = a - np.einsum("sk,kcn->scn", design, cycle)
-        _require_variability(names, anomalies, a, climatology)
-        amplitude = Amplitude.fit(torch.from_numpy(anomalies), amplitude_degree)
+        _require_variability(channels, anomalies, a, climatology)
+        amplitude = _amplitude(torch.from_numpy(anomalies), channels.scalars, amplitude_degree)
         x = amplitude.divide(torch.from_numpy(anomalies))
         scale = (x.square().sum(-1).mean(0) / (4 * math.pi)).sqrt()
         kept = a.var(axis=0).sum(-1) / (4 * math.pi)
-        truncated = lost / (lost + kept)
+        truncated = channels.pooled(lost) / channels.pooled(lost + kept)
         for name, fraction in zip(names, truncated, strict=True):
             level = logging.WARNING if fraction > _MUCH_LOST else logging.INFO
             _LOG.log(level, "%s: %.2g of the variance is beyond lmax = %d", name, fraction, lmax)
@@ -146,7 +160,13 @@ class Encoder:
             amplitude,
             scale,
             torch.from_numpy(truncated),
+            channels.vectors,
         )
+
+    @property
+    def channels(self) -> Channels:
+        """Which variables, and which parts of vector fields, the channels are."""
+        return Channels(self.names, self.transforms, self.vectors)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -180,10 +200,9 @@ class Encoder:
         anomalies = torch.empty(
             count, len(self.names), harmonics.count(self.lmax), dtype=torch.float64
         )
-        for channel, (name, transform) in enumerate(zip(self.names, self.transforms, strict=True)):
-            for part, maps in blocks(ds, name, transform):
-                a = grid.analysis(torch.from_numpy(maps), self.lmax)
-                anomalies[part, channel] = a - design[part] @ self.cycle[:, channel]
+        for part in self.channels.analyses(ds, grid, self.lmax):
+            cycle = torch.tensordot(design[part.samples], self.cycle[:, part.channel], 1)
+            anomalies[part.samples, part.channel] = part.coefficients - cycle
         return self.standardise(anomalies).to(dtype)
 
     def standardise(self, anomalies: Tensor) -> Tensor:
@@ -217,9 +236,8 @@ class Encoder:
         a = self.restore(x, dates)
         values = np.empty((len(self.names), len(a), *grid.shape), np.float32)
         for k in range(0, len(a), BATCH):
-            maps = grid.synthesis(a[k : k + BATCH]).numpy()
-            for channel, transform in enumerate(self.transforms):
-                values[channel, k : k + BATCH] = transform.inverse(maps[:, channel])
+            maps = self.channels.maps(a[k : k + BATCH], grid)
+            values[:, k : k + BATCH] = maps.swapaxes(0, 1)
         dims, coords = grid_coordinates(grid)
         mapping = {"grid_mapping": "crs"} if "crs" in coords else {}
         fields = {
@@ -278,6 +296,7 @@ class Encoder:
             "lmax": self.lmax,
             "channels": channels,
             "climatology": climatologies.climatology_config(self.climatology),
+            "vectors": [list(pair) for pair in self.vectors],
         }
         tensors = {"cycle": self.cycle, "log_std": self.amplitude.log_std}
         return config, tensors | {"scale": self.scale, "truncated": self.truncated}
@@ -311,6 +330,7 @@ class Encoder:
             Amplitude(tensors["log_std"]),
             tensors["scale"].double(),
             tensors["truncated"].double(),
+            pairs(config.get("vectors", ())),
         )
 
     def _require_units(self, ds: xr.Dataset) -> None:
@@ -379,48 +399,33 @@ def _require_band_limit(grid: Grid, lmax: int) -> None:
         )
 
 
+def _amplitude(anomalies: Tensor, scalars: list[int], degree: int) -> Amplitude:
+    """That of the scalar channels; one everywhere for the parts of vector fields."""
+    if not scalars:
+        return Amplitude(torch.zeros(anomalies.shape[1], 1))
+    found = Amplitude.likeliest(anomalies[:, scalars], degree).log_std
+    log_std = found.new_zeros(anomalies.shape[1], found.shape[-1])
+    log_std[scalars] = found
+    return Amplitude(log_std)
+
+
 def _require_variability(
-    names: tuple[str, ...],
+    channels: Channels,
     anomalies: NDArray[np.float64],
     a: NDArray[np.float64],
     climatology: Climatology,
 ) -> None:
+    """Refuse a channel without variance, of a vector field beside that of its other part."""
     scale, magnitude = (
         np.sqrt(np.square(v).sum(-1).mean(0) / (4 * math.pi)) for v in (anomalies, a)
     )
-    for name, s, size in zip(names, scale, magnitude, strict=True):
-        if s <= 1e-9 * size or not np.isfinite(s):
-            what = "zero everywhere" if size == 0 else "constant after removing the climatology"
+    whole = np.sqrt(channels.pooled(np.square(magnitude)))
+    for label, s, size, total in zip(channels.labels, scale, magnitude, whole, strict=True):
+        if s <= 1e-9 * total or not np.isfinite(s):
+            zero = size <= 1e-9 * total
+            what = "zero everywhere" if zero else "constant after removing the climatology"
             raise ValueError(
-                f"{name} is {what} ({climatology!r}) in the training samples: there is nothing to"
-                " learn; leave the variable out, or give more samples"
+                f"{label} is {what} ({climatology!r}) in the training samples: there is nothing to"
+                " learn; leave the variable out (of a vector field encode the potential of the"
+                " other part as a scalar), or give more samples"
             )
-
-
-def _analyse_with_residual(
-    ds: xr.Dataset,
-    names: tuple[str, ...],
-    transforms: tuple[Transform, ...],
-    grid: Grid,
-    lmax: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coefficients (samples, channels, n) and the variance that lmax leaves out (channels,).
-
-    The latter is the variance over samples of map − synthesis(analysis(map)), averaged over the
-    sphere.
-    """
-    count = ds.sizes[sample_dimension(ds)]
-    coefficients = np.empty((count, len(names), harmonics.count(lmax)))
-    lost = np.empty(len(names))
-    weights = grid.area_weights.numpy() / (4 * math.pi)
-    for channel, (name, transform) in enumerate(zip(names, transforms, strict=True)):
-        total, squares = np.zeros(grid.shape), np.zeros(grid.shape)
-        for part, maps in blocks(ds, name, transform):
-            a = grid.analysis(torch.from_numpy(maps), lmax)
-            residual = maps - grid.synthesis(a).numpy()
-            total += residual.sum(0)
-            squares += np.square(residual).sum(0)
-            coefficients[part, channel] = a.numpy()
-        variance = np.maximum(squares / count - np.square(total / count), 0)
-        lost[channel] = (weights * variance).sum()
-    return coefficients, lost
