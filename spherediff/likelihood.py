@@ -21,11 +21,13 @@ as lmax → ∞ where p and γ are equivalent.  For F = 0 it is log dN(μ, v)/d�
 
 z is carried by Heun's rule in ψ and the integral by the trapezoid rule at the states it visits:
 second order.  With the default steps a mode whose variance lies between a tenth and ten times the
-reference's has a mean error below 10⁻³ nats, 3·10⁻⁵ within a factor of two.  The times are those of the samplers, the other way round, with the same convention at
-the data end: F = tan ψ (z + ∇log q) vanishes at ψ = 0, so the first step, from there to the first
-angle ψ₀, is a step of the same rules with F = ∂F = 0 behind it.  Its error does not fall with the
-number of steps but with the schedule's highest log-SNR; for smooth densities it is of order ψ₀⁴,
-F being odd in ψ, with ψ₀ ≈ e^{−5}/√r by default.
+reference's has a mean error below 10⁻³ nats, 3·10⁻⁵ within a factor of two.
+
+The times are those of the samplers, the other way round, with the same convention at the data end:
+F = tan ψ (z + ∇log q) vanishes at ψ = 0, so the first step, from there to the first angle ψ₀, is a
+step of the same rules with F = ∂F = 0 behind it.  Its error does not fall with the number of steps
+but with the schedule's highest log-SNR; for smooth densities it is of order ψ₀⁴, F being odd in ψ,
+with ψ₀ ≈ e^{−5}/√r by default.
 
 **What law this is.**  It is that of the flow that starts from N(0, 1) in z at the noise end.  An
 exact denoiser's flow carries the law q_T of cos ψ_T y + sin ψ_T ε instead, so that the result is
