@@ -154,11 +154,12 @@ def test_so_it_is_where_every_degree_decays_at_its_own_rate(
 
 
 def gaussian(lmax: int = 2, schedule: Schedule = WIDE, rank: int = 0) -> GaussianDenoiser:
-    """Ratios of data to noise variance from 0.1 to 10; modes with correlations for rank > 0."""
+    """Ratios of data to noise variance from 0.1 to 5; modes with correlations for rank > 0."""
     ou = process(lmax, schedule)
     C, n = ou.field.variance_per_coefficient, count(lmax)
     S = Covariance(
-        C * torch.logspace(-1, 1, n, dtype=torch.float64), C.sqrt() * 0.7 * normal(rank, n, seed=6)
+        C * torch.logspace(-1, 0.7, n, dtype=torch.float64),
+        C.sqrt() * 0.7 * normal(rank, n, seed=6),
     )
     return GaussianDenoiser(ou, covariance=S, mean=C.sqrt() * normal(n, seed=7))
 
