@@ -74,30 +74,44 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(
-    operator: Operator, b: Tensor, tolerance: float, max_iterations: int, scale: float = 0.0
+    operator: Operator,
+    b: Tensor,
+    tolerance: float | Tensor,
+    max_iterations: int,
+    scale: float = 0.0,
+    preconditioner: Operator | None = None,
 ) -> Solution:
     """Solve A x = b for every system of the batch at once.
+
+    A system that reaches its tolerance stays as it is: its solution does not depend on the others.
 
     Args:
         operator: a symmetric positive definite A, (*batch, n) → (*batch, n).
         b: right-hand sides, shape (*batch, n).
-        tolerance: relative residual at which the iteration stops, once all systems reach it.
+        tolerance: relative residual ‖b − A x‖/‖b‖ at which a system counts as solved; a tensor of
+            shape (*batch, 1) has one for each.
         max_iterations: largest number of iterations.
         scale: the iteration starts from ``scale`` times b, by default from zero.
+        preconditioner: a symmetric positive definite approximation of A⁻¹, by default the identity.
     """
+    precondition = preconditioner or (lambda r: r)
     target = tolerance * b.norm(dim=-1, keepdim=True)
     x = scale * b
     residual = b - operator(x)
-    direction = residual
-    power = residual.square().sum(-1, keepdim=True)
+    direction = improved = precondition(residual)
+    power = (residual * improved).sum(-1, keepdim=True)
     iterations = 0
-    while iterations < max_iterations and bool((power.sqrt() > target).any()):
+    while iterations < max_iterations:
+        unsolved = residual.norm(dim=-1, keepdim=True) > target
+        if not unsolved.any():
+            break
         image = operator(direction)
-        step = _quotient(power, (direction * image).sum(-1, keepdim=True))
+        step = unsolved * _quotient(power, (direction * image).sum(-1, keepdim=True))
         x = x + step * direction
         residual = residual - step * image
-        previous, power = power, residual.square().sum(-1, keepdim=True)
-        direction = residual + _quotient(power, previous) * direction
+        improved = precondition(residual)
+        previous, power = power, (residual * improved).sum(-1, keepdim=True)
+        direction = improved + _quotient(power, previous) * direction
         iterations += 1
     remainder = b - operator(x)
     return Solution(x, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
