@@ -6,13 +6,13 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from spherediff import harmonics
 from spherediff.gaussian import GaussianField
+from spherediff.grids import GaussLegendre
 from spherediff.spectra import Tabulated, WhittleMatern
 
 PEERS = Path(__file__).parent.parent / "experiments" / "peers"
@@ -135,8 +135,8 @@ def test_function_space_sampler_with_the_exact_score_has_the_exact_law(peer, mon
 
 def test_training_keeps_within_its_time_and_keeps_the_best_weights(peer, monkeypatch):
     training = peer("training")
-    clock = itertools.count(step=0.01)
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    ticks = itertools.count(step=0.01)
+    monkeypatch.setattr(training, "clock", lambda: next(ticks))
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 
     def loss(network, batch):
@@ -192,3 +192,47 @@ def test_pixel_network_is_periodic_in_longitude_only(peer):
     x = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(layer(x).roll(3, -1), layer(x.roll(3, -1)))
     assert not torch.allclose(layer(x).roll(1, -2), layer(x.roll(1, -2)), atol=1e-2)
+
+
+def test_turning_a_field_about_the_axis_shifts_its_longitudes(peer):
+    rotated = peer("ablations").rotated
+    x = torch.randn(2, 1, 49, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = GaussLegendre(7)  # 16 longitudes
+    turned = grid.synthesis(rotated(x, 2 * math.pi * 3 / 16))
+    torch.testing.assert_close(turned, grid.synthesis(x).roll(3, -1))
+
+
+def test_ablations_learn_each_part_under_a_reference_from_the_others(peer, monkeypatch):
+    """The learner that a batch meets has not seen the batch; validation meets the whole archive."""
+    ablations = peer("ablations")
+    split = ablations.archives.load("winds")
+    seen = {}
+
+    def reference(x, variance, _):
+        seen[len(seen)] = x
+        return ablations.Covariance(variance)
+
+    variant = ablations.Variant(
+        0, rotations=2, reference=reference, network=lambda *_: torch.nn.Identity()
+    )
+    learning = ablations.Learning(variant, split, 0)
+    met = []
+
+    def error(denoiser, x0, log_noise, generator):
+        k = [learning.denoiser, *learning.learners].index(denoiser)
+        met.append((k, x0))
+        return torch.zeros_like(x0), x0
+
+    monkeypatch.setattr(ablations, "residual_error", error)
+    monkeypatch.setattr(ablations.NeuralDenoiser, "given", lambda self, _: self)
+    for _ in range(40):
+        learning.loss(torch.nn.Identity(), torch.randint(learning.known, (4,)))
+    learning.loss(torch.nn.Identity(), torch.arange(learning.known, len(learning.x)))
+    *training, (last, judged) = met
+    assert last == 0
+    assert torch.equal(judged, learning.x[learning.known :])
+    assert len({k for k, _ in training}) == 5
+    for k, x0 in training:
+        turned = torch.cat([seen[k], ablations.rotated(seen[k], math.pi)])
+        assert not (x0[:, None] == turned).flatten(2).all(-1).any()
+        assert (x0[:, None] == learning.x[: learning.known]).flatten(2).all(-1).any(1).all()

@@ -15,13 +15,13 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-import time
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import torch
 from archives import Split
 from torch import Tensor
+from training import clock
 
 from spherediff import harmonics
 from spherediff.covariance import Covariance
@@ -43,7 +43,7 @@ class Emulator(Protocol):
         Args:
             training: to learn from.
             validation: to stop or tune by.
-            seconds: wall-clock budget.
+            seconds: budget of :func:`training.clock`.
             seed: of all randomness.
 
         Returns:
@@ -117,14 +117,14 @@ class SphereDiff:
     def fit(
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
-        start = time.perf_counter()
+        start = clock()
         self.encoder = locally_scaled(self.split.encoder, training)
         known, judged = self._fields(training, validation)
         self.model = Model.build(self.encoder, known.x, seed=seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
         every = TrainConfig().evaluate_every
-        left = seconds - (time.perf_counter() - start) - judgement
+        left = seconds - (clock() - start) - judgement
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
@@ -167,11 +167,11 @@ def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:
 
 
 def _seconds_of_run(model: Model, known: Fields, judged: Fields, steps: int, seed: int) -> float:
-    start = time.perf_counter()
+    start = clock()
     with tempfile.TemporaryDirectory() as directory:
         config = TrainConfig(steps=steps, seed=seed)
         train(model.denoiser, known, judged, config, directory, progress=False)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def cross_spectrum(x: Tensor) -> Tensor:

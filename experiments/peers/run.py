@@ -4,10 +4,10 @@
         [--seconds 900] [--threads 2] [--seed 0]
 
 ARCHIVES is the folder with speedy-daily.nc and tas-annual-ensemble.nc; the winds come with the
-package.  Each method is trained for the same wall-clock time, draws as many maps as the archive has
-test maps, and is scored against them; OUT/table.md and OUT/table.json hold the result.  What OUT
-already has is kept, so that a run that was stopped goes on with the next method: delete the files
-of a method to have it trained again.
+package.  Each method is trained for the same processor time per thread (wall-clock time when
+nothing else runs), draws as many maps as the archive has test maps, and is scored against them;
+OUT/table.md and OUT/table.json hold the result.  What OUT already has is kept, so that a run that
+was stopped goes on with the next method: delete the files of a method to have it trained again.
 
 | method | what |
 |---|---|

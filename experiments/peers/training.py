@@ -1,4 +1,4 @@
-"""Training of a network within a wall-clock budget, as diffusion models usually are trained.
+"""Training of a network within a budget of time, as diffusion models usually are trained.
 
 AdamW with gradient clipping; the rate of learning falls by a cosine over the *time* of the budget,
 
@@ -7,6 +7,8 @@ AdamW with gradient clipping; the rate of learning falls by a cosine over the *t
 an average of the weights, θ̄ ← d θ̄ + (1 − d) θ with d = min(d_max, (1 + k)/(10 + k)), is judged on
 the validation maps at even intervals of time, and the best one is kept.  Judgements count against
 the budget.
+
+Time is processor time per thread: what a clock on the wall shows when nothing else runs.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Budget:
     """How to train.
 
     Attributes:
-        seconds: wall-clock time.
+        seconds: of :func:`clock`.
         batch: maps in each step.
         learning_rate: the largest.
         warmup: part of the time, τ_w.
@@ -65,6 +67,11 @@ class Budget:
         return min(self.ema, (1 + step) / (10 + step))
 
 
+def clock() -> float:
+    """Seconds of processor time per thread."""
+    return time.process_time() / torch.get_num_threads()
+
+
 def train_within(
     budget: Budget, network: nn.Module, loss: Loss, training: Tensor, validation: Tensor
 ) -> dict[str, Any]:
@@ -83,27 +90,27 @@ def train_within(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    start = time.perf_counter()
+    start = clock()
     average = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=budget.weight_decay)
     best, best_weights = math.inf, copy.deepcopy(average.state_dict())
     judgements: list[list[float]] = []
     step, elapsed = 0, 0.0
-    with torch.random.fork_rng(devices=[]), _clock(budget.seconds) as bar:
+    with torch.random.fork_rng(devices=[]), _bar(budget.seconds) as bar:
         torch.manual_seed(budget.seed)
         while elapsed < budget.seconds:
             batch = training[torch.randint(len(training), (budget.batch,))]
             _step(network, optimiser, loss(network, batch), budget, elapsed)
             step += 1
             _average(average, network, budget.decay(step))
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if elapsed >= (len(judgements) + 1) / _JUDGEMENTS * budget.seconds:
                 error = judge(average, loss, validation, budget.batch)
                 judgements.append([round(elapsed, 1), step, error])
                 if error < best:
                     best, best_weights = error, copy.deepcopy(average.state_dict())
                 bar.set_postfix(step=step, validation=f"{error:.4f}")
-                elapsed = time.perf_counter() - start
+                elapsed = clock() - start
             bar.update(min(elapsed, budget.seconds) - bar.n)
     network.load_state_dict(best_weights)
     parameters = sum(p.numel() for p in network.parameters())
@@ -136,6 +143,6 @@ def _step(
     optimiser.step()
 
 
-def _clock(seconds: float) -> tqdm:
+def _bar(seconds: float) -> tqdm:
     layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}"
     return tqdm(total=seconds, desc="training", bar_format=layout)
