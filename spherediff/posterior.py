@@ -1,0 +1,304 @@
+"""Posterior sampling: fields that agree with observations, with any denoiser and any sampler.
+
+Given y = HX_0 + N(0, R), R diagonal, the denoiser of the posterior is
+
+    E[X_0 | X_t = x, y] = m + (σ²/α) ∇_x log p(y | x_t),    m = E[X_0 | X_t = x],
+
+and p(y | x_t) = ∫ p(y | x_0) p(x_0 | x_t) dx_0 is not known.  Both schemes here take X_0 given x_t
+to be Gaussian around m, so that y | x_t ~ N(Hm, A), and hold A when they differentiate:
+
+    E[X_0 | x_t, y] ≈ m + V Hᵀ A⁻¹ (y − Hm),    V = Cov[X_0 | X_t = x] = (σ²/α) ∂m/∂x,
+
+the last being Tweedie's formula of second order, symmetric because m is a gradient.
+
+    MomentMatching           A = H V Hᵀ + R    exact for Gaussian data (arXiv 2405.13712)
+    PseudoinverseGuidance    A = H P Hᵀ + R    exact for the reference's law (Song et al. 2023)
+
+P = √p √p is the covariance of X_0 given x_t under the Gaussian reference of the denoiser,
+p = v sin²ψ in its modes (:mod:`spherediff.reference`).  In those modes, with the residual
+F of the denoiser, J = ∂F/∂z and whitened sensitivities L = R^{−1/2} H √P, all of this reads
+
+    V = √P (1 + J tan ψ) √P,    F_y = F + (1 + tan ψ Jᵀ) Lᵀ u,
+    (1 + L K Lᵀ) u = R^{−1/2} (y − Hm),    K = 1 + tan ψ Jᵀ or 1,
+
+free of units at every time, so that single precision will do when σ → 0.  The system is solved by
+conjugate gradients in the space of the data, J entering by vector-Jacobian products.
+
+F_y is the residual of a :class:`~spherediff.denoise.Denoiser` like any other: the samplers of
+:mod:`spherediff.sample` take it as it is.  By default its reference is that of the prior.  Where
+observations say much about a mode, the posterior is far from that, and a sampler needs steps; noise
+below the schedule's last, √R ≪ σ/α, it cannot resolve at all.  :func:`posterior_reference` is the
+Gaussian posterior itself, with which :class:`Referenced` makes F_y = 0 for data of the reference's
+law: exact in any number of steps.
+
+For data that are not Gaussian both schemes are biased, whatever the number of steps.
+:class:`~spherediff.twisted.TwistedSampler` is not, with many particles.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spherediff._linear import Operator as Map
+from spherediff._linear import conjugate_gradients
+from spherediff.covariance import Covariance
+from spherediff.denoise import Denoiser
+from spherediff.observe import Observation
+from spherediff.reference import CorrelatedReference, Reference
+
+_SMALLEST_SHARE = 1e-12  # of a coefficient's prior variance that observations leave
+
+
+class Guided(NamedTuple):
+    """The residuals at one state, and how well it explains the observations.
+
+    Attributes:
+        prior: F, shape of z.
+        posterior: F_y, shape of z.
+        misfit: (y − Hm)ᵀ A⁻¹ (y − Hm), float64, shape (*batch,).
+        curvature: w ↦ tan ψ Jᵀ w, for which V = √P (1 + tan ψ Jᵀ) √P.
+    """
+
+    prior: Tensor
+    posterior: Tensor
+    misfit: Tensor
+    curvature: Map
+
+
+class PosteriorDenoiser(Denoiser):
+    """What the schemes share: m + V Hᵀ A⁻¹ (y − Hm), with A left to them.
+
+    Args:
+        denoiser: m(x, t) of the prior, differentiable in x.
+        observation: H, y and √R.
+        tolerance: relative residual of the linear system in units of √R, at which conjugate
+            gradients stop.
+        max_iterations: largest number of iterations.
+
+    Raises:
+        ValueError: observations of states of another shape.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        observation: Observation,
+        *,
+        tolerance: float = 1e-4,
+        max_iterations: int = 200,
+    ) -> None:
+        found, expected = observation.operator.event_shape, denoiser.process.event_shape
+        if found != expected:
+            raise ValueError(
+                f"expected observations of states of shape {expected}, those of the denoiser, "
+                f"got {found}"
+            )
+        self.process, self.prior, self.observation = denoiser.process, denoiser, observation
+        self.tolerance, self.max_iterations = tolerance, max_iterations
+
+    @property
+    def reference(self) -> Reference:
+        """That of the prior."""
+        return self.prior.reference
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """E[X_0 | X_t = x, y], approximately, shape of ``x``."""
+        reference = self.reference
+        z = reference.standardise(x, t)
+        return reference.estimate(self.residual(z, t), z, t)
+
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """F_y."""
+        return self.guide(z, t).posterior
+
+    def guide(self, z: Tensor, t: Tensor | float) -> Guided:
+        """F, F_y and the misfit at standardised states.
+
+        Args:
+            z: standardised states of the reference, shape (*batch, *event_shape).
+            t: time.
+        """
+        F, pull = _pullback(lambda z: self.prior.residual(z, t), z)
+        cos, sin = self.reference.angle(t)
+        # where α underflows F does not depend on z: V = P there
+        tan = sin / cos.clamp_min(torch.finfo(cos.dtype).tiny)
+
+        def curvature(w: Tensor) -> Tensor:
+            return tan * pull(w)
+
+        L = Sensitivity(self.reference, self.observation, t, z)
+        innovation = L.innovation(self.reference.estimate(F, z, t))
+        u = self.solve(lambda u: u + L(self._spread(L.adjoint(u), curvature)), innovation)
+        pulled = L.adjoint(u)
+        misfit = (innovation.double() * u.double()).sum(-1)
+        return Guided(F, F + pulled + curvature(pulled), misfit, curvature)
+
+    @abstractmethod
+    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
+        """K w, where A = R + H √P K √P Hᵀ."""
+
+    def solve(self, operator: Map, b: Tensor) -> Tensor:
+        """A⁻¹ b to the tolerance; a warning says if that was not reached.
+
+        Args:
+            operator: a symmetric positive definite A, (*batch, m) → (*batch, m).
+            b: right-hand sides, shape (*batch, m).
+        """
+        found = conjugate_gradients(operator, b, self.tolerance, self.max_iterations)
+        worst = float(found.residual.max())
+        # rounding adds to the residual at the end, but is no reason to go on
+        if found.iterations == self.max_iterations and worst > 2 * self.tolerance:
+            warnings.warn(
+                f"{type(self).__name__} did not converge: relative residual {worst:.1e} after "
+                f"{self.max_iterations} iterations, tolerance {self.tolerance:.1e}. Allow more, or "
+                "use PseudoinverseGuidance, whose system is positive definite for any network",
+                stacklevel=2,
+            )
+        return found.solution
+
+
+class MomentMatching(PosteriorDenoiser):
+    """m + V Hᵀ (H V Hᵀ + R)⁻¹ (y − Hm): moment matching posterior sampling.
+
+    Rozet et al. (2024, arXiv 2405.13712).  Exact for Gaussian data; costs a vector-Jacobian
+    product in each iteration of the solver.  A learned denoiser's V need not be positive definite
+    where the noise is strong and tan ψ large: conjugate gradients then warn.
+
+    Args:
+        denoiser: m(x, t) of the prior, differentiable in x.
+        observation: H, y and √R.
+        tolerance: relative residual of the linear system in units of √R, at which conjugate
+            gradients stop.
+        max_iterations: largest number of iterations.
+
+    Raises:
+        ValueError: observations of states of another shape.
+    """
+
+    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
+        return w + curvature(w)
+
+
+class PseudoinverseGuidance(PosteriorDenoiser):
+    """m + V Hᵀ (H P Hᵀ + R)⁻¹ (y − Hm): pseudoinverse guidance, ΠGDM.
+
+    Song et al. (2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR), with
+    the covariance P of the denoiser's Gaussian reference in place of a multiple of the identity.
+    Exact for data of the reference's law; one vector-Jacobian product a state.
+
+    Args:
+        denoiser: m(x, t) of the prior, differentiable in x.
+        observation: H, y and √R.
+        tolerance: relative residual of the linear system in units of √R, at which conjugate
+            gradients stop.
+        max_iterations: largest number of iterations.
+
+    Raises:
+        ValueError: observations of states of another shape.
+    """
+
+    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
+        return w
+
+
+class Sensitivity:
+    """L = R^{−1/2} H √P at time t: modes to observed numbers in units of their noise.
+
+    Args:
+        reference: P.
+        observation: H and R.
+        t: time.
+        like: states of the batch shape to act on.
+    """
+
+    def __init__(
+        self, reference: Reference, observation: Observation, t: Tensor | float, like: Tensor
+    ) -> None:
+        self.reference, self.operator = reference, observation.operator
+        self.values, self.noise_std = observation.values.to(like), observation.noise_std.to(like)
+        self.std = reference.std * reference.angle(t).sin  # √p
+        self._transpose = _pullback(reference.coefficients, like)[1]
+
+    def __call__(self, w: Tensor) -> Tensor:
+        return self.operator(self.reference.coefficients(self.std * w)) / self.noise_std
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return self.std * self._transpose(self.operator.adjoint(u / self.noise_std))
+
+    def innovation(self, m: Tensor) -> Tensor:
+        """R^{−1/2} (y − Hm)."""
+        return (self.values - self.operator(m)) / self.noise_std
+
+
+def _pullback(function: Map, z: Tensor) -> tuple[Tensor, Map]:
+    """function(z) and w ↦ (∂function/∂z)ᵀ w, of use any number of times, also under no_grad."""
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        value = function(point) + 0 * point  # a constant has a derivative too
+
+    def pull(w: Tensor) -> Tensor:
+        return torch.autograd.grad(value, point, w, retain_graph=True)[0]
+
+    return value.detach(), pull
+
+
+class Referenced(Denoiser):
+    """A denoiser with another reference: the same m(x, t), integrated from another Gaussian law.
+
+    Args:
+        denoiser: m(x, t).
+        reference: a Gaussian law close to that of the denoiser, over the same process, v > 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, reference: Reference) -> None:
+        self.process, self.denoiser, self._reference = denoiser.process, denoiser, reference
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t)."""
+        return self.denoiser(x, t)
+
+    @property
+    def reference(self) -> Reference:
+        """The one given."""
+        return self._reference
+
+
+def posterior_reference(reference: Reference, observation: Observation) -> CorrelatedReference:
+    """The law of X_0 given y, for X_0 of the reference's law: kriging.
+
+    With G = R^{−1/2} H √S and N(μ, S) the reference,
+
+        μ_y = μ + √S (1 + GᵀG)⁻¹ Gᵀ R^{−1/2} (y − Hμ),    S_y = √S (1 + GᵀG)⁻¹ √Sᵀ,
+
+    by dense matrices with as many rows as there are coefficients: for thousands of them.
+
+    Args:
+        reference: N(μ, S), over an :class:`~spherediff.process.OrnsteinUhlenbeck`.
+        observation: H, y and √R.
+
+    Raises:
+        TypeError: a process whose degrees decay each at a rate of its own.
+    """
+    event = reference.process.event_shape
+    n = math.prod(event)
+    white = torch.eye(n).to(reference.std).reshape(n, *event)
+    rows = reference.coefficients(reference.std * white).double()  # of √Sᵀ
+    noise_std = observation.noise_std.to(rows)
+    G = observation.operator(rows) / noise_std  # transposed, (n, m)
+    factor = torch.linalg.cholesky(torch.eye(n).to(G) + G @ G.T)
+    U = torch.linalg.solve_triangular(factor, rows.flatten(1), upper=False)
+    mean = reference.mean.to(rows).expand(event)
+    innovation = (observation.values.to(rows) - observation.operator(mean)) / noise_std
+    shift = torch.cholesky_solve((G @ innovation)[:, None], factor)[:, 0] @ rows.flatten(1)
+    floor = _SMALLEST_SHARE * rows.square().sum(0)
+    return CorrelatedReference(
+        reference.process,
+        (mean + shift.reshape(event)).to(reference.mean),
+        Covariance(floor, U.reshape(n, *event)),
+    )
