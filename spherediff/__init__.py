@@ -17,13 +17,18 @@ if TYPE_CHECKING:
         chaos,
         data,
         harmonics,
+        kriging,
+        likelihood,
         malliavin,
         metrics,
         model,
         nn,
+        observe,
         plot,
+        posterior,
         process,
         train,
+        vector,
     )
     from spherediff.chaos import Chaos, ChaosDensity
     from spherediff.covariance import Covariance
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     )
     from spherediff.sample import Bridge, EulerMaruyama, Heun, ProbabilityFlow, ReverseSDE
     from spherediff.spectra import PowerLaw, Tabulated, WhittleMatern
+    from spherediff.vector import VectorTransform
 
 __version__ = version("spherediff")
 
@@ -56,13 +62,18 @@ _MODULES = (
     "chaos",
     "data",
     "harmonics",
+    "kriging",
+    "likelihood",
     "malliavin",
     "metrics",
     "model",
     "nn",
+    "observe",
     "plot",
+    "posterior",
     "process",
     "train",
+    "vector",
 )
 _HOME = {
     "Bridge": "sample",
@@ -94,6 +105,7 @@ _HOME = {
     "ProbabilityFlow": "sample",
     "ReverseSDE": "sample",
     "Tabulated": "spectra",
+    "VectorTransform": "vector",
     "WhittleMatern": "spectra",
 }
 
@@ -127,18 +139,24 @@ __all__ = [
     "ProbabilityFlow",
     "ReverseSDE",
     "Tabulated",
+    "VectorTransform",
     "WhittleMatern",
     "bounds",
     "chaos",
     "data",
     "harmonics",
+    "kriging",
+    "likelihood",
     "malliavin",
     "metrics",
     "model",
     "nn",
+    "observe",
     "plot",
+    "posterior",
     "process",
     "train",
+    "vector",
 ]
 
 

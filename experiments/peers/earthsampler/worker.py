@@ -19,8 +19,8 @@ the year and global warming, are held fixed: one day, and a map of zeros.
 from __future__ import annotations
 
 import json
-import sys
 import os
+import sys
 import time
 from pathlib import Path
 
