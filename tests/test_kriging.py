@@ -248,7 +248,6 @@ def test_one_channel_given_another_is_regression_degree_by_degree() -> None:
     assert_same(kriging.mean[1], expand(slope[:, 1]) * y, std)
     unobserved = Coefficients.channels([0], prior.event_shape)
     assert_same(kriging.variance(unobserved), std.square(), std.square())
-    assert kriging.iterations == 1  # the preconditioner is exact
 
 
 def test_noise_without_bounds_gives_back_the_prior() -> None:
@@ -275,6 +274,19 @@ def test_all_coefficients_observed_without_noise_come_back(name: str) -> None:
     torch.testing.assert_close(kriging.mean, y, rtol=0, atol=1e-7)
     drawn = kriging.sample((4,), generator=seeded(2))
     assert 0.8e-5 < float((drawn - y).std()) < 1.2e-5
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_the_preconditioner_is_exact_if_every_coefficient_is_observed(name: str) -> None:
+    # HᵀN⁻¹H is then diagonal, in each degree of each channel a number
+    prior = PRIORS[name](4)
+    ell = torch.arange(5)
+    per_degree = 0.2 + 0.1 * ell * torch.ones(math.prod(prior.event_shape[:-1]), 1)
+    std = expand(per_degree.double()).flatten()
+    H = Coefficients.up_to(4, prior.event_shape)
+    kriging = Kriging(Observation(H, normal(H.size), std), prior, tolerance=TIGHT)
+    assert kriging.residual <= TIGHT
+    assert kriging.iterations == 1
 
 
 def test_low_degrees_do_not_depend_on_the_band_limit_if_data_see_no_others() -> None:
