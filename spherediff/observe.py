@@ -5,6 +5,7 @@ with its exact transpose, ⟨Hx, y⟩ = ⟨x, Hᵀy⟩, never stored.  With S_c 
 a grid, w the weights of a region times the areas of the points, b_ℓ a gain per degree:
 
     Values         (Hx)_j = (S_c x)_j                  at the points where a mask is true
+    Component      (Hx)_j = (S (E, B))_j               u or v of a vector field, likewise
     Means          (Hx)_k = Σ_j w_kj (S_c x)_j / Σ_j w_kj
     Coefficients   (Hx)_i = x_i                        of selected coefficients
     Filtered       Hx = H'(b x)                        a beam or another smoothing before H'
@@ -27,6 +28,7 @@ from torch import Tensor
 from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff.grids import Grid
+from spherediff.vector import VectorTransform
 
 
 class Operator(ABC):
@@ -143,6 +145,56 @@ class Values(_OnGrid):
     def _transpose(self, y: Tensor) -> Tensor:
         flat = y.new_zeros(*y.shape[:-1], math.prod(self.grid.shape))
         return self._values_transpose(flat.index_copy(-1, self._index.to(y.device), y))
+
+
+class Component(Operator):
+    """Values of one component of a vector field on a grid (:mod:`spherediff.vector`).
+
+    Args:
+        grid: where the field is observed.
+        event_shape: shape of a state, (channels, n).
+        channels: those of E and of B.
+        component: 0 for the eastward one, 1 for the northward one.
+        mask: true where it is observed, shape ``grid.shape``; everywhere if not given.
+
+    Raises:
+        TypeError: the mask is not boolean.
+        ValueError: a mask of another shape or without a true entry, no such channels or component.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        event_shape: Sequence[int],
+        channels: tuple[int, int],
+        component: int,
+        mask: Tensor | np.ndarray | None = None,
+    ) -> None:
+        if mask is None:
+            mask = np.ones(grid.shape, dtype=bool)
+        index = _selection(mask, grid.shape, "mask")
+        super().__init__(event_shape, len(index))
+        count = self.event_shape[0] if len(self.event_shape) == 2 else 0
+        if not all(0 <= c < count for c in channels) or component not in (0, 1):
+            raise ValueError(
+                f"expected two channels of states of shape {self.event_shape} and component 0 or "
+                f"1, got channels {channels} and component {component}"
+            )
+        self.channels, self.component = list(channels), component
+        self._transform, self._index = VectorTransform(grid), index
+
+    def _apply(self, x: Tensor) -> Tensor:
+        values = self._transform.synthesis(x[..., self.channels, :])
+        flat = values.flatten(-len(self._transform.grid.shape))[..., self.component, :]
+        return flat.index_select(-1, self._index.to(x.device))
+
+    def _transpose(self, y: Tensor) -> Tensor:
+        shape = self._transform.grid.shape
+        flat = y.new_zeros(*y.shape[:-1], 2, math.prod(shape))
+        flat[..., self.component, self._index.to(y.device)] = y
+        x = y.new_zeros(*y.shape[:-1], *self.event_shape)
+        x[..., self.channels, :] = self._transform.adjoint(flat.unflatten(-1, shape), self.lmax)
+        return x
 
 
 class Means(_OnGrid):

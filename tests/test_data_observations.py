@@ -1,0 +1,260 @@
+"""Observations in files: the linear map to what a model draws, the errors, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import healpy
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from spherediff import harmonics
+from spherediff.covariance import Covariance
+from spherediff.data import Encoder, Harmonics, Log1p
+from spherediff.data.observations import Reading, observe, read, representativeness
+from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points
+from spherediff.kriging import Kriging
+
+LMAX = 6
+GRID = GaussLegendre(8)
+STATIONS = Points([51.5, -33.9, 0.0, 89.0], [359.9, 18.4, -160.0, 12.0])
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """Temperature, rain with a logarithm and a local amplitude, and winds as a vector field."""
+    generator = torch.Generator().manual_seed(0)
+    count = 120
+    a = torch.randn(count, 4, harmonics.count(LMAX), generator=generator, dtype=torch.float64)
+    a = a / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    t, pr, u, v = GRID.synthesis(a).numpy().swapaxes(0, 1)
+    uneven = 1 + 0.7 * np.cos(np.radians(GRID.longitude))
+    time = pd.date_range("1990-01-01", periods=count, freq="30D")
+    season = 8 * np.cos(2 * np.pi * np.arange(count) / 12.175)[:, None, None]
+    fields = {
+        "t": (280 + season + 3 * t * uneven, "K"),
+        "pr": (np.expm1(1.5 + np.tanh(pr)), "mm/day"),
+        "u": (5 + 2 * u, "m/s"),
+        "v": (2 * v, "m/s"),
+    }
+    ds = xr.Dataset(
+        {
+            name: (("time", "lat", "lon"), values, {"units": unit})
+            for name, (values, unit) in fields.items()
+        },
+        {"time": time, "lat": GRID.latitude, "lon": GRID.longitude},
+    )
+    return Encoder.fit(
+        ds,
+        ["t", "pr", "u", "v"],
+        lmax=LMAX,
+        transform={"pr": Log1p(1.0)},
+        climatology=Harmonics(1),
+        amplitude_degree=2,
+        vectors=(("u", "v"),),
+    )
+
+
+def draws(encoder: Encoder, count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    n = harmonics.count(LMAX)
+    x = torch.randn(count, 4, n, generator=generator, dtype=torch.float64)
+    x = x / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    x[:, 2:, 0] = 0  # a vector field has no degree 0
+    return x
+
+
+DATE = np.datetime64("2001-07-15", "ns")
+
+
+def known(encoder: Encoder, x: torch.Tensor, grid: Any, error: float | None) -> list[Reading]:
+    """Exact readings of one decoded draw."""
+    dates = xr.DataArray(np.full(len(x), DATE), dims="sample")
+    maps = encoder.channels.maps(encoder.restore(x, dates), grid)[0]
+    return [
+        Reading(name, grid, values, None if error is None else np.full(grid.shape, error))
+        for name, values in zip(encoder.names, maps, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("grid", [STATIONS, HEALPix(4), LatLon(GRID.latitude, GRID.longitude)])
+def test_observation_of_a_draw_is_explained_by_it(encoder: Encoder, grid: Any) -> None:
+    """H'x = y for what decoding x gives, whatever transform, amplitude, season and vector field."""
+    assert encoder.amplitude.log_std[0].any()
+    x = draws(encoder)
+    observation = observe(known(encoder, x, grid, 0.1), encoder, DATE)
+    found = observation.operator(x[:1])[0]
+    torch.testing.assert_close(found, observation.values, rtol=0, atol=1e-9)
+    assert observation.operator.size == 4 * math.prod(grid.shape)
+    other = observation.operator(x[1:2])[0]
+    assert (other - observation.values).abs().median() > 0.1
+
+
+def test_operator_and_its_transpose_agree(encoder: Encoder) -> None:
+    operator = observe(known(encoder, draws(encoder), STATIONS, 0.1), encoder, DATE).operator
+    x, y = draws(encoder), torch.randn(3, 16, dtype=torch.float64)
+    left, right = (operator(x) * y).sum(), (x * operator.adjoint(y)).sum()
+    assert float(left) == pytest.approx(float(right), rel=1e-12)
+    single = operator(x.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), operator(x), rtol=0, atol=1e-5)
+
+
+def test_errors_go_through_the_transform_and_add_what_the_model_does_not_resolve(
+    encoder: Encoder,
+) -> None:
+    x = draws(encoder)
+    readings = known(encoder, x, STATIONS, 0.5)
+    std = observe(readings, encoder, DATE).noise_std.reshape(4, 4).numpy()
+    beyond = representativeness(encoder).numpy()
+    np.testing.assert_allclose(std[0], np.hypot(0.5, beyond[0]))
+    spread = np.log1p(readings[1].values + 0.5) - np.log1p(readings[1].values)
+    np.testing.assert_allclose(std[1], np.hypot(spread, beyond[1]))
+    unknown = observe(known(encoder, x, STATIONS, None), encoder, DATE).noise_std.reshape(4, 4)
+    expected = np.hypot(0.05 * encoder.scale.numpy(), beyond)
+    np.testing.assert_allclose(unknown[:, 0], expected)
+
+
+def test_representativeness_is_the_variance_beyond_lmax() -> None:
+    """Against the residual maps of an archive with degrees up to 12, encoded to 6."""
+    generator = torch.Generator().manual_seed(2)
+    a = torch.randn(400, harmonics.count(12), generator=generator, dtype=torch.float64)
+    grid = GaussLegendre(12)
+    maps = grid.synthesis(a)
+    ds = xr.Dataset(
+        {"t": (("sample", "lat", "lon"), maps.numpy())},
+        {"lat": grid.latitude, "lon": grid.longitude},
+    )
+    lost = a[:, harmonics.count(6) :].var(0, correction=0).sum() / (4 * math.pi)
+    for degree in (0, 3):
+        encoder = Encoder.fit(ds, lmax=6, amplitude_degree=degree)
+        assert float(representativeness(encoder)[0]) == pytest.approx(math.sqrt(lost), rel=0.02)
+
+
+def test_a_coarse_map_tells_the_degrees_that_it_holds(encoder: Encoder) -> None:
+    """Kriging with a coarse exact map returns these degrees and leaves the others at the mean."""
+    x = draws(encoder)
+    coarse = GaussLegendre(3)
+    low = x.clone()
+    low[..., harmonics.count(3) :] = 0
+    plain = encoder.amplitude.log_std[1:2]
+    assert encoder.lmax > coarse.max_lmax
+    one = Encoder(**{**vars(encoder), "amplitude": type(encoder.amplitude)(0 * plain.repeat(4, 1))})
+    dates = xr.DataArray(np.array([DATE]), dims="sample")
+    a = one.restore(x[:1], dates)
+    cut = a.clone()
+    cut[..., harmonics.count(3) :] = 0
+    maps = one.channels.maps(cut, coarse)[0]
+    readings = [
+        Reading(name, coarse, values, np.full(coarse.shape, 1e-3))
+        for name, values in zip(one.names, maps, strict=True)
+    ]
+    observation = observe(readings, one, DATE)
+    prior = Covariance(torch.ones(4, harmonics.count(LMAX), dtype=torch.float64))
+    found = Kriging(observation, prior).mean
+    target = torch.where(torch.as_tensor(harmonics.degrees(LMAX)) <= 3, x[0], 0)
+    target[2:, 0] = 0
+    torch.testing.assert_close(found, target, rtol=0, atol=5e-3)
+
+
+def stations(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "stations.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_table_of_stations(tmp_path: Path, encoder: Encoder) -> None:
+    path = stations(
+        tmp_path,
+        "name, lat, lon, t [K], t_error, pr, date\n"
+        "London, 51.5, -0.1, 290.5, 0.5, 2.0, 2001-07-15\n"
+        "Cape Town, -33.9, 18.4, 286.0, 0.3, , 2001-07-15\n",
+    )
+    t, pr = read(path, encoder)
+    assert (t.variable, pr.variable) == ("t", "pr")
+    np.testing.assert_allclose(t.values, [290.5, 286.0])
+    assert t.error is not None
+    np.testing.assert_allclose(t.error, [0.5, 0.3])
+    np.testing.assert_allclose(t.grid.latitude, [51.5, -33.9])
+    np.testing.assert_allclose(t.grid.longitude, [-0.1, 18.4])
+    assert pr.error is None
+    np.testing.assert_array_equal(np.isfinite(pr.values), [True, False])
+    assert t.date == DATE
+    assert observe([t, pr], encoder, t.date).operator.size == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lat,lon,t\n91,0,280\n", r"1 stations have a latitude outside \[-90, 90\].*line 2"),
+        ("lat,lon,t\n0,0,280\n9,400,280\n", "longitude outside .*line 3"),
+        ("lat,lon,t\n0,,280\n", "have no coordinates: line 2"),
+        ("lat,lon,t\n1,2,280\n3,4,281\n1,362,9\n", "outside"),
+        ("lat,lon,t\n1,2,280\n3,4,281\n1,-358,9\n", "1 places are given more than once.*line 2"),
+        ("lat,lon,t\n1,2,warm\n", "1 entries of t are no numbers, the first 'warm' in line 2"),
+        ("lat,lon,t\n1,2,inf\n", "t has 1 infinite values"),
+        ("lat,lon,t,pr\n1,2,280,\n", "pr has no value at all"),
+        ("lat,lon,t,t_error\n1,2,280,-1\n", "t has 1 values whose standard error"),
+        ("lat,lon,t,t_error\n1,2,280,\n", "t has 1 values whose standard error"),
+        ("lat,lon,t [degC]\n1,2,7\n", "t is in 'degC', but the model is in 'K'"),
+        ("lat,lon,rain\n1,2,7\n", "none of the model's variables t, pr, u, v: its columns are"),
+        ("x,lon,t\n1,2,7\n", "expected a column latitude; there are x, lon, t"),
+        ("lat,lon,t,time\n1,2,7,2001-01-01\n3,4,5,2001-01-02\n", "readings of 2 dates"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, encoder: Encoder, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(stations(tmp_path, text), encoder)
+
+
+def test_a_value_outside_the_domain_of_its_transform(tmp_path: Path, encoder: Encoder) -> None:
+    readings = read(stations(tmp_path, "lat,lon,pr\n1,2,-3\n"), encoder)
+    with pytest.raises(ValueError, match="pr: "):
+        observe(readings, encoder, DATE)
+    with pytest.raises(ValueError, match="needs the date"):
+        observe(read(stations(tmp_path, "lat,lon,t\n1,2,3\n"), encoder), encoder)
+    with pytest.raises(ValueError, match="at least one reading"):
+        observe([], encoder, DATE)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read(tmp_path / "nothing.csv", encoder)
+
+
+def test_a_masked_healpix_map(tmp_path: Path, encoder: Encoder) -> None:
+    values = np.linspace(270, 300, 192)
+    values[10:50] = healpy.UNSEEN
+    path = tmp_path / "masked.fits"
+    healpy.write_map(path, values, column_names=["t"], column_units="K", dtype=np.float64)
+    (reading,) = read(path, encoder)
+    assert isinstance(reading.grid, HEALPix)
+    assert observe([reading], encoder, DATE).operator.size == 152
+    np.testing.assert_allclose(reading.values[50:], values[50:])
+
+
+def test_a_regional_map_with_errors_and_gaps(tmp_path: Path, encoder: Encoder) -> None:
+    lat, lon = np.arange(40.0, 60.0, 5.0), np.arange(-10.0, 30.0, 10.0)
+    t = np.full((4, 4), 285.0)
+    t[1, 2] = np.nan
+    error = np.where(np.isnan(t), np.nan, 0.25)
+    ds = xr.Dataset(
+        {"t": (("lat", "lon"), t, {"units": "K"}), "t_error": (("lat", "lon"), error)},
+        {"lat": lat, "lon": lon, "time": DATE},
+    )
+    ds.to_netcdf(tmp_path / "region.nc", engine="h5netcdf")
+    (reading,) = read(tmp_path / "region.nc", encoder)
+    assert reading.date == DATE
+    observation = observe([reading], encoder, reading.date)
+    assert observation.operator.size == 15
+    expected = np.hypot(0.25, float(representativeness(encoder)[0]))
+    np.testing.assert_allclose(observation.noise_std, expected)
+    index = 1 * 4 + 2
+    assert reading.grid.latitude[index] == 45
+    assert np.isnan(reading.values[index])
+    two = xr.concat([ds, ds.assign_coords(time=DATE + np.timedelta64(1, "D"))], "time")
+    two.to_netcdf(tmp_path / "two.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match="holds 2 maps; expected one"):
+        read(tmp_path / "two.nc", encoder)
