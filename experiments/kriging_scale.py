@@ -1,6 +1,6 @@
 """Kriging of a large masked map: time, iterations, accuracy and memory.
 
-    python experiments/kriging_scale.py [--nside 96] [--lmax 255] [--noise 0.1 1] [--draws 2]
+    python experiments/kriging_scale.py [--nside 96] [--lmax 255] [--noise 0.1 1 10] [--draws 2]
 
 A Whittle–Matérn field is seen on a HEALPix map without a band about the equator, with noise whose
 standard deviation varies over the sky by a factor of about three, 10⁵ numbers in all.  Printed are,
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hidden", type=float, default=5.5, help="degrees of latitude, either side"
     )
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 1.0, 10.0])
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--max-iterations", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
