@@ -24,7 +24,7 @@ diagonal over the orders of each degree (Σ_j 1/N_j/4π for values at points): A
 P = 1 + RᵀtR.  For maps of most of the sphere P is close to A at any noise level.  A few stations
 determine no coefficient by themselves: tr(1 − A⁻¹) ≤ m, and where P claims more, it is left out.
 What remains hard are noise far below the field and large unobserved areas together: iterations
-then grow about as the ratio of field to noise.
+then grow with the ratio of field to noise.
 """
 
 from __future__ import annotations
