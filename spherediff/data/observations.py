@@ -313,15 +313,15 @@ def _one_of(columns: dict[str, str], names: tuple[str, ...], path: Path) -> str:
 
 
 def _numbers(table: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]:
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    wrong = numbers.isna() & table[column].notna()
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    entries = np.asarray(table[column])
+    numbers = np.asarray(pd.to_numeric(entries, errors="coerce"), np.float64)
+    wrong = np.flatnonzero(np.isnan(numbers) & ~np.asarray(pd.isna(entries)))
+    if len(wrong):
         raise ValueError(
-            f"{path}: {int(wrong.sum())} entries of {column.strip()} are no numbers, the first "
-            f"{table[column].iloc[row]!r} in line {row + 2}"
+            f"{path}: {len(wrong)} entries of {column.strip()} are no numbers, the first "
+            f"{entries[wrong[0]]!r} in line {wrong[0] + 2}"
         )
-    return numbers.to_numpy(np.float64)
+    return numbers
 
 
 def _date(table: pd.DataFrame, columns: dict[str, str], path: Path) -> Any:
