@@ -93,9 +93,7 @@ def main() -> None:
     chosen = np.linspace(0, test.sizes["time"] - 1, options.maps).round().astype(int)
     test = test.isel(time=chosen)
     x = model.encoder.encode(test)
-    denoiser = model.denoiser.eval()
-    if model.network.config.conditions:
-        denoiser = denoiser.given(model.encoder.season(test.time, len(x)))
+    denoiser = model.denoiser.eval().given(model.labels.encode(test, len(x)))
     trace = Hutchinson(options.probes, torch.Generator().manual_seed(options.seed))
     began = time.perf_counter()
     of_model = log_density_ratio(denoiser, x, options.steps, trace=trace)

@@ -73,9 +73,10 @@ def main() -> None:
     parts = [known.isel(time=slice(cut)), known.isel(time=slice(cut, None)), test]
     # no local amplitude: times a map of it, independent high degrees would spill their power
     encoder = data.Encoder.fit(parts[0], lmax=HIGH, climatology=data.Harmonics(3))
-    fields = [Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"])) for ds in parts]
-    network = OperatorConfig(LOW, 1, conditions=encoder.conditions)
-    model = Model.build(encoder, fields[0].x, network=network)
+    labels = data.Labels.seasonal(encoder.climatology)
+    fields = [Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"])) for ds in parts]
+    network = OperatorConfig(LOW, 1)
+    model = Model.build(encoder, fields[0].x, labels=labels, network=network)
     low, judged = (Fields(harmonics.resize(f.x, LOW), f.condition) for f in fields[:2])
     with tempfile.TemporaryDirectory() as folder:
         learners = model.learners(low.x)

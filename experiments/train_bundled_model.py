@@ -28,7 +28,6 @@ import torch
 from spherediff import data, metrics, report
 from spherediff._files import atomic_write, require_writable
 from spherediff.model import Model
-from spherediff.nn import OperatorConfig
 from spherediff.train import CHECKPOINT, Fields, TrainConfig, train
 
 VARIABLES = ("tas", "u250", "pr")
@@ -94,12 +93,12 @@ def main() -> None:
         training, VARIABLES, lmax=LMAX, transform={"pr": data.Log1p(0.5)},
         climatology=data.Harmonics(3), amplitude_degree=23,
     )  # fmt: skip
+    labels = data.Labels.seasonal(encoder.climatology)
     fields = [
-        Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"]))
+        Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"]))
         for ds in (training, validation, test)
     ]
-    network = OperatorConfig(LMAX, len(VARIABLES), conditions=encoder.conditions)
-    model = Model.build(encoder, fields[0].x, network=network, seed=options.seed)
+    model = Model.build(encoder, fields[0].x, labels=labels, seed=options.seed)
     began = time.perf_counter()
     result = train(
         model.denoiser,

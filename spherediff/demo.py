@@ -146,7 +146,7 @@ def run(
     grid = LatLon(np.linspace(-90, 90, spaced + 1), np.arange(2 * spaced) * settings.spacing)
     maps = model.encoder.decode(x, grid, dates)
     data.write(maps, output / "samples.nc", record)
-    marked = record | {"months": " ".join(map(str, months))}
+    marked = record | {"month": " ".join(map(str, months))}
     healpix = model.encoder.decode(x, HEALPix(settings.nside), dates)
     data.write(healpix, output / "samples.fits", marked)
     _say("[4/5] figures")
@@ -173,6 +173,7 @@ class _Ready:
     """The archive as standardised anomalies, shape (months, 2, n), by purpose."""
 
     encoder: data.Encoder
+    labels: data.Labels
     train: Fields
     held_out: Fields
     test: Fields
@@ -191,9 +192,11 @@ def _prepare(archive: xr.Dataset, settings: Settings) -> _Ready:
         seen.isel(time=_HELD_OUT),
         archive.isel(time=archive["test"].values == 1),
     )
+    labels = data.Labels.seasonal(encoder.climatology)
     return _Ready(
         encoder,
-        *(Fields(encoder.encode(ds), encoder.season(ds.time, ds.sizes["time"])) for ds in parts),
+        labels,
+        *(Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"])) for ds in parts),
     )
 
 
@@ -202,10 +205,8 @@ def _trained(
 ) -> tuple[Model, TrainResult]:
     config = TrainConfig(**settings.training, seed=seed)
     encoder = ready.encoder
-    network = OperatorConfig(
-        settings.lmax, len(encoder.names), conditions=encoder.conditions, **settings.network
-    )
-    model = Model.build(encoder, ready.train.x, network=network, seed=seed)
+    network = OperatorConfig(settings.lmax, len(encoder.names), **settings.network)
+    model = Model.build(encoder, ready.train.x, labels=ready.labels, network=network, seed=seed)
     resume = (folder / CHECKPOINT).exists()
     if resume:
         _say("      going on from the checkpoint of an earlier run")
@@ -252,7 +253,7 @@ Done in {seconds:.0f} s.  Everything is in {output}:
   model/                     the trained model, its checkpoint and metrics.jsonl
 
 Next:
-  spherediff sample --model {output}/model --count 1000 --months 1 --output januaries.nc
+  spherediff sample --model {output}/model --count 1000 --where month=1 --output januaries.nc
   spherediff info {output}/model
   spherediff demo {again}--output {output}      # goes on where an interrupted run stopped"""
 

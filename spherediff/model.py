@@ -1,4 +1,4 @@
-"""A generator of maps: the encoder of an archive, and the denoiser that knows its law.
+"""A generator of maps: encoder and labels of an archive, and the denoiser that knows its law.
 
 The noise γ = N(0, C) has the archive's own degree spectrum, channel by channel,
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from torch import Tensor
 from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance, shrunk_variance
-from spherediff.data import Encoder, bundled
-from spherediff.denoise import NeuralDenoiser
+from spherediff.data import Encoder, Labels, bundled
+from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
@@ -33,27 +34,31 @@ from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
 
 CONFIG = "model.json"
-_FORMAT = 2
+_FORMAT = 3
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
 
 class Model:
-    """An encoder and a denoiser of the fields that it makes.
+    """An encoder, a denoiser of the fields that it makes, and the labels that it is told.
 
     Args:
         encoder: maps ↔ coefficients.
         denoiser: over a process whose noise is a :class:`~spherediff.gaussian.GaussianField`, with
             a :class:`~spherediff.nn.SphericalOperator` as network.
+        labels: what the network is told of each field.
 
     Raises:
-        ValueError: the denoiser has another lmax or number of channels than the encoder.
+        ValueError: the denoiser has another lmax or number of channels than the encoder, or
+            expects another number of conditions than the labels have.
     """
 
     network: SphericalOperator
 
-    def __init__(self, encoder: Encoder, denoiser: NeuralDenoiser) -> None:
+    def __init__(
+        self, encoder: Encoder, denoiser: NeuralDenoiser, labels: Labels = Labels()
+    ) -> None:
         expected = (len(encoder.names), harmonics.count(encoder.lmax))
         if tuple(denoiser.process.event_shape) != expected:
             channels, n = denoiser.process.event_shape
@@ -62,7 +67,13 @@ class Model:
                 f"expects {channels} at lmax {harmonics.band_limit(n)}"
             )
         assert isinstance(denoiser.network, SphericalOperator)
-        self.encoder, self.denoiser, self.network = encoder, denoiser, denoiser.network
+        if labels.size != denoiser.network.config.conditions:
+            raise ValueError(
+                f"the labels ({', '.join(labels.names) or 'none'}) are {labels.size} numbers, but"
+                f" the network expects {denoiser.network.config.conditions} conditions"
+            )
+        self.encoder, self.denoiser, self.labels = encoder, denoiser, labels
+        self.network = denoiser.network
 
     @classmethod
     def build(
@@ -70,6 +81,7 @@ class Model:
         encoder: Encoder,
         coefficients: Tensor,
         *,
+        labels: Labels | None = None,
         network: OperatorConfig | None = None,
         schedule: LogSNR | ConstantRate = LogSNR(),
         seed: int = 0,
@@ -80,9 +92,11 @@ class Model:
         Args:
             encoder: what made the coefficients.
             coefficients: the training fields, shape (N, channels, n).
-            network: size of the network; for the encoder's lmax and channels, and told the time of
-                the year if the climatology varies with it, if not given.  With a smaller lmax it
-                learns the lower degrees, and the higher ones stay Gaussian.
+            labels: what the network is told; by default the season if the climatology varies with
+                the time of the year, else nothing.
+            network: size of the network; for the encoder's lmax and channels if not given.  Its
+                conditions follow from the labels.  With a smaller lmax it learns the lower
+                degrees, and the higher ones stay Gaussian.
             schedule: of the forward process.
             seed: of the network's first weights.
             device: where to train.
@@ -97,15 +111,16 @@ class Model:
                 f"got {tuple(coefficients.shape)}"
             )
         mean, variance, spectrum = archive_moments(coefficients)
-        network = network or OperatorConfig(
-            encoder.lmax, len(encoder.names), conditions=encoder.conditions
-        )
+        labels = Labels.seasonal(encoder.climatology) if labels is None else labels
+        network = network or OperatorConfig(encoder.lmax, len(encoder.names))
+        network = replace(network, conditions=labels.size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
         covariance = _correlated(coefficients, variance, network.lmax)
         operator = operator.to(device)
-        return cls(encoder, _denoiser(operator, schedule, mean, covariance, spectrum, device))
+        denoiser = _denoiser(operator, schedule, mean, covariance, spectrum, device)
+        return cls(encoder, denoiser, labels)
 
     def learner(self) -> NeuralDenoiser:
         """The denoiser of the degrees that the network knows, for training; it shares the network.
@@ -151,6 +166,8 @@ class Model:
         *,
         generator: torch.Generator,
         time: Any = None,
+        labels: Mapping[str, Any] | None = None,
+        guidance: float = 1.0,
         sampler: type[Sampler] = ProbabilityFlow,
         steps: int | None = None,
         batch: int = 64,
@@ -162,7 +179,12 @@ class Model:
             count: number of fields.
             generator: a CPU generator; field k is the same whatever ``count`` and ``batch``.
             time: date of each, or one for all, as for ``encoder.decode``; needed if the network
-                is told the time of the year.
+                is told the season.
+            labels: the other labels by name, one value for all or one for each field, as for
+                ``labels.encode``.
+            guidance: weight w of the labels, see :class:`~spherediff.denoise.GuidedDenoiser`: 1
+                for the law that they say, more to exaggerate them, 0 to ignore them, in which case
+                none is needed.
             sampler: class of the reverse sampler.
             steps: its number of steps; its own default if not given.
             batch: fields drawn at once.
@@ -170,18 +192,29 @@ class Model:
 
         Returns:
             Shape (count, channels, n), on the denoiser's device.
+
+        Raises:
+            ValueError: less than one field; what ``labels.encode`` refuses; guidance without
+                labels.
         """
         if count < 1 or batch < 1:
             raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
-        told = self.network.config.conditions > 0
-        seasons = self.encoder.season(time, count) if told else torch.zeros(count, 0)
+        if guidance != 1 and not self.labels.size:
+            raise ValueError(f"guidance {guidance:g} needs labels, but the model is told nothing")
         draws = []
-        for season in seasons.split(batch):
-            denoiser = self.denoiser.given(season) if told else self.denoiser
+        for told in self._told(count, time, labels or {}, guidance).split(batch):
+            denoiser = GuidedDenoiser(self.denoiser, told, guidance)
             integrator = sampler(denoiser, steps=steps)
-            shape = (len(season),)
+            shape = (len(told),)
             draws.append(integrator.sample(shape, generator=generator, progress=progress))
         return torch.cat(draws)
+
+    def _told(self, count: int, time: Any, labels: Mapping[str, Any], guidance: float) -> Tensor:
+        """Labels of ``count`` fields; the null label where the guidance ignores them."""
+        if guidance == 0:
+            return torch.zeros(count, self.labels.size)
+        dates = {} if time is None else {"time": time}
+        return self.labels.encode(dates | dict(labels), count)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``model.json`` and the weights it names; a model there before is replaced.
@@ -213,6 +246,7 @@ class Model:
             "network": self.network.config.to_dict(),
             "schedule": _schedule_config(process.schedule),
             "encoder": encoder_config,
+            "labels": self.labels.to_config(),
         }
         with atomic_write(config) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -260,7 +294,7 @@ class Model:
             tensors["spectrum"],
             device,
         )
-        return cls(encoder, denoiser)
+        return cls(encoder, denoiser, Labels.from_config(description["labels"]))
 
 
 def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -338,7 +372,8 @@ def _description(config: Path) -> dict[str, Any]:
         ) from error
     if found != _FORMAT:
         raise ValueError(f"{config} has format {found}, this version of spherediff reads {_FORMAT}")
-    missing = [k for k in ("weights", "network", "schedule", "encoder") if k not in description]
+    parts = ("weights", "network", "schedule", "encoder", "labels")
+    missing = [k for k in parts if k not in description]
     if missing:
         raise ValueError(f"{config} lacks {', '.join(missing)}; restore it or train again")
     return description

@@ -14,6 +14,9 @@ bound is the same sum of squares with the further weights α²p_iC_ℓ/σ_i⁴, 
 σ → 0; unit weights and a log-normal law of the noise level spend the network's effort where there
 is something left to learn, in the middle, as EDM does.
 
+Labels, on which the law of a field may depend, are withheld from a random share of the fields, so
+that the network also learns the law without them (Ho & Salimans 2022, arXiv 2207.12598).
+
 Held-out fields are judged by the same error at fixed noise levels and with fixed noise, as a
 fraction of the error of F = 0: 1 is the Gaussian emulator, less is better.
 
@@ -72,9 +75,11 @@ class TrainConfig:
         evaluate_every: steps between judgements on held-out fields.
         patience: stop after so many judgements without a new best.
         checkpoint_every: steps between checkpoints.
+        label_dropout: share of a mini-batch's fields, at random, that are learnt without their
+            label, under the null label 0; of no meaning to fields without labels.
         log_every: steps between lines of metrics.
         mixed_precision: bfloat16 products where the device is CUDA.
-        seed: of mini-batches, noise levels and noise.
+        seed: of mini-batches, dropped labels, noise levels and noise.
     """
 
     steps: int = 2400
@@ -91,6 +96,7 @@ class TrainConfig:
     evaluate_every: int = 100
     patience: int = 5
     checkpoint_every: int = 100
+    label_dropout: float = 0.1
     log_every: int = 10
     mixed_precision: bool = True
     seed: int = 0
@@ -105,6 +111,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
         if self.warmup < 0 or self.weight_decay < 0:
             raise ValueError("warmup and weight_decay must not be negative")
         if not self.levels:
@@ -161,7 +169,8 @@ class Fields(NamedTuple):
 
     Attributes:
         x: shape (N, channels, n).
-        condition: shape (N, k), such as the time of the year; none if it is always the same.
+        condition: shape (N, k), labels of :mod:`spherediff.data.labels` or the like; k = 0 if the
+            law is always the same.
     """
 
     x: Tensor
@@ -304,6 +313,7 @@ def _take_step(
     parameters = list(state.network.parameters())
     device = parameters[0].device
     denoiser, chosen = _mini_batch(learners, data, config.batch, state.generator)
+    chosen = _drop_labels(chosen, config.label_dropout, state.generator)
     log_noise = _draw_log_noise(denoiser, config, state.generator)
     mixed = config.mixed_precision and device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
@@ -340,6 +350,14 @@ def _mini_batch(
     k = int(torch.randint(len(learners), (), generator=generator))
     first, last = (len(data.x) * j // len(learners) for j in (k, k + 1))
     return learners[k], data.at(torch.randint(first, last, (batch,), generator=generator))
+
+
+def _drop_labels(fields: Fields, share: float, generator: torch.Generator) -> Fields:
+    """The null label in place of a random share of the labels (arXiv 2207.12598, algorithm 1)."""
+    if not fields.condition.shape[1]:
+        return fields
+    kept = torch.rand(len(fields.x), 1, generator=generator) >= share
+    return fields._replace(condition=fields.condition * kept.to(fields.condition))
 
 
 def _draw_log_noise(

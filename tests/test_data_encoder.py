@@ -339,29 +339,6 @@ def test_regional_and_irregular_grids(part, what):
         Encoder.fit(irregular, lmax=2)
 
 
-@pytest.mark.parametrize("climatology", [Monthly(), Harmonics(1)])
-def test_season_tells_two_harmonics_of_the_year(climatology):
-    ds = archive(REGULAR)
-    encoder = Encoder.fit(ds, lmax=3, climatology=climatology)
-    season = encoder.season(ds.time, 36)
-    days = (ds.time.values - np.datetime64("2000-01-01")) / np.timedelta64(1, "D")
-    phase = 2 * np.pi * days / 365.2425
-    expected = np.stack([np.cos(phase), np.cos(2 * phase), np.sin(phase), np.sin(2 * phase)], 1)
-    np.testing.assert_allclose(season, expected, atol=1e-5)
-    assert encoder.conditions == 4
-    assert torch.equal(
-        encoder.season("2001-07-15", 3), encoder.season("2001-07-15", 1).repeat(3, 1)
-    )
-    with pytest.raises(ValueError, match="needs the date of every sample"):
-        encoder.season(None, 3)
-
-
-def test_without_a_yearly_cycle_the_season_tells_nothing():
-    encoder = Encoder.fit(archive(REGULAR), lmax=3)
-    assert encoder.conditions == 0
-    assert encoder.season(None, 5).shape == (5, 0)
-
-
 def test_local_amplitude_is_divided_out_and_multiplied_back():
     ds = archive(REGULAR)
     east = 1 + 0.8 * np.cos(np.radians(ds.lon))  # ten times more variable on one side

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.covariance import Covariance
-from spherediff.data import Encoder, Harmonics
-from spherediff.denoise import NeuralDenoiser
+from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
+from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.model import CONFIG, Model, archive_moments
@@ -83,12 +83,9 @@ def test_degrees_beyond_the_network_are_exactly_gaussian_and_leave_the_others_al
 def test_a_model_told_the_season_draws_by_date() -> None:
     ds = archive(24)
     encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1))
-    model = Model.build(
-        encoder, encoder.encode(ds), network=OperatorConfig(2, 2, **TINY | {"conditions": 4})
-    )
-    with torch.no_grad():
-        model.network.project.weight.normal_(std=0.3)
-        model.network.blocks[0].modulation.weight.normal_(std=0.3)
+    model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(2, 2, **TINY))
+    assert model.labels == Labels((Season(2),))
+    listen(model)
     january, july = (draw(model, time=f"2001-{month}-15") for month in ("01", "07"))
     assert not torch.allclose(january, july, atol=0.01)
     mixed = draw(model, time=np.array(["2001-01-15", "2001-07-15", "2001-01-15"], "M8[ns]"))
@@ -100,6 +97,91 @@ def test_a_model_told_the_season_draws_by_date() -> None:
     torch.testing.assert_close(in_parts, mixed)
     with pytest.raises(ValueError, match="needs the date of every sample"):
         draw(model)
+
+
+def told_of_members() -> Model:
+    """A model that is told the season, the year and the member, and whose network listens."""
+    ds = archive(24).assign_coords(member=("time", np.arange(24) % 3))
+    ds = ds.assign_coords(
+        time=np.datetime64("1999-01-15", "ns") + np.arange(24) * np.timedelta64(30, "D")
+    )
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1))
+    kinds = {"year": Scalar, "member": Category}
+    labels = Labels.fit(ds, kinds, climatology=encoder.climatology)
+    x = encoder.encode(ds)
+    return listen(Model.build(encoder, x, labels=labels, network=OperatorConfig(2, 2, **TINY)))
+
+
+def listen(model: Model) -> Model:
+    with torch.no_grad():
+        model.network.project.weight.normal_(std=0.3)
+        model.network.blocks[0].modulation.weight.normal_(std=0.3)
+    return model
+
+
+def test_labels_reach_the_network_as_they_are_encoded() -> None:
+    model = told_of_members()
+    dates = np.array(["1999-02-03", "2000-05-06", "2000-07-08"], "M8[ns]")
+    label = model.labels.encode({"time": dates, "member": [2, 0, 1]}, 3)
+    expected = ProbabilityFlow(model.denoiser.given(label), 4).sample(
+        (3,), generator=torch.Generator().manual_seed(1)
+    )
+    # guidance 1 asks for the label's law alone: the same bits
+    assert torch.equal(draw(model, time=dates, labels={"member": [2, 0, 1]}), expected)
+    parts = draw(model, time=dates, labels={"member": [2, 0, 1]}, batch=1)
+    torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-5)
+    year = [1999, 2000, 2000]  # that of the dates, if it is not given
+    assert torch.equal(
+        draw(model, time=dates, labels={"member": [2, 0, 1], "year": year}), expected
+    )
+    other = draw(model, time=dates, labels={"member": [2, 0, 1], "year": 2000})
+    assert not torch.allclose(other[0], expected[0], atol=1e-3)
+    torch.testing.assert_close(other[1:], expected[1:])
+
+
+def test_guidance_of_a_model() -> None:
+    model = told_of_members()
+    told = {"time": "1999-02-03", "labels": {"member": 1}}
+    nothing = ProbabilityFlow(model.denoiser.given(torch.zeros(3, model.labels.size)), 4).sample(
+        (3,), generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(draw(model, guidance=0), nothing)
+    assert torch.equal(draw(model, guidance=0, **told), nothing)
+    label = model.labels.encode({"time": "1999-02-03", "member": 1}, 3)
+    guided = ProbabilityFlow(GuidedDenoiser(model.denoiser, label, 2.5), 4).sample(
+        (3,), generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(draw(model, guidance=2.5, **told), guided)
+    assert not torch.allclose(draw(model, **told), guided, atol=1e-3)
+    torch.testing.assert_close(draw(model, guidance=2.5, batch=2, **told), guided)
+
+
+def test_labels_are_saved_with_the_model(tmp_path) -> None:
+    model = told_of_members()
+    model.save(tmp_path)
+    loaded = Model.load(tmp_path)
+    assert loaded.labels == model.labels
+    told = {"time": "1999-02-03", "labels": {"member": 1}}
+    assert torch.equal(draw(loaded, **told), draw(model, **told))
+    edit(tmp_path, lambda d: d["labels"].pop())
+    with pytest.raises(
+        ValueError, match=r"\(time, year\) are 6 numbers, but the network expects 9"
+    ):
+        Model.load(tmp_path)
+
+
+def test_errors_of_labels(model) -> None:
+    with pytest.raises(ValueError, match="guidance 2 needs labels, but the model is told nothing"):
+        draw(model, guidance=2)
+    with pytest.raises(ValueError, match="not told member; it is told nothing"):
+        draw(model, labels={"member": 1})
+    members = told_of_members()
+    with pytest.raises(ValueError, match="member has no value: give member, one of 0, 1, 2"):
+        draw(members, time="1999-02-03")
+    with pytest.raises(ValueError, match="member = 5 is not known: .* 0, 1, 2"):
+        draw(members, time="1999-02-03", labels={"member": 5})
+    with pytest.raises(ValueError, match="finite weight of guidance"):
+        draw(members, time="1999-02-03", labels={"member": 1}, guidance=math.nan)
 
 
 def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:
@@ -254,11 +336,13 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 2"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 3"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),
         (lambda d: d.pop("encoder"), "lacks encoder"),
+        (lambda d: d.pop("labels"), "lacks labels"),
+        (lambda d: d.update(labels=[{"kind": "Weather"}]), "unknown label 'Weather'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(saved, change, message) -> None:

@@ -49,7 +49,7 @@ from training import Budget, train_within
 from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance
-from spherediff.data import Encoder
+from spherediff.data import Encoder, Labels
 from spherediff.denoise import Denoiser, GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.metrics import Scorecard, scorecard
@@ -158,8 +158,8 @@ class Learning:
             for x in (split.training, split.validation)
         )
         count = len(training) + len(validation)
-        season = self.encoder.season(split.known_dates, count)
-        season = season if variant.season else season[:, :0]
+        labels = Labels.seasonal(self.encoder.climatology) if variant.season else Labels()
+        season = labels.encode({"time": split.known_dates}, count)
         self.count = len(training)
         turned = [
             rotated(training, 2 * torch.pi * k / variant.rotations)

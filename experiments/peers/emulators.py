@@ -25,7 +25,7 @@ from training import clock
 
 from spherediff import harmonics
 from spherediff.covariance import Covariance
-from spherediff.data import Encoder
+from spherediff.data import Encoder, Labels
 from spherediff.data.amplitude import Amplitude
 from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
@@ -138,12 +138,13 @@ class SphereDiff:
         return self.split.encoder.standardise(self.encoder.anomalies(x)).float()
 
     def _fields(self, training: Tensor, validation: Tensor) -> tuple[Fields, Fields]:
-        seasons = self.encoder.season(self.split.known_dates, len(training) + len(validation))
+        dates, count = self.split.known_dates, len(training) + len(validation)
+        told = Labels.seasonal(self.encoder.climatology).encode({"time": dates}, count)
         plain = self.split.encoder
         known, judged = (
             self.encoder.standardise(plain.anomalies(x)).float() for x in (training, validation)
         )
-        return Fields(known, seasons[: len(known)]), Fields(judged, seasons[len(known) :])
+        return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
 
     def _speed(self, known: Fields, judged: Fields, seed: int) -> tuple[float, float]:
         """Seconds of a step, and of a judgement on the validation maps.

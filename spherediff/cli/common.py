@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _SPACINGS = (5.0, 3.0, 2.5, 2.0, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25, 0.125)
 _VALUES_AT_ONCE = 2**24
-_YEAR = 2001  # of generated dates; no leap year, and only the time of the year has a meaning
 
 Many = arg(help_behavior_hint="(default: all)")
 
@@ -100,7 +99,7 @@ class ArchiveOptions:
             ds = data.open(list(paths), variables, **options)
         if self.fill is None:
             return ds
-        return data.fill(ds, self.fill if self.fill == "mean" else _number(self.fill, "--fill"))
+        return data.fill(ds, self.fill if self.fill == "mean" else number(self.fill, "--fill"))
 
 
 def _load(name: str) -> xr.Dataset:
@@ -137,7 +136,7 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         if not (name and separator and value):
             raise ValueError(f"expected --select name=value, as in lev=850, got {text!r}")
-        pairs[name] = _number(value) if _is_number(value) else value
+        pairs[name] = number(value) if _is_number(value) else value
     return pairs
 
 
@@ -149,7 +148,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _number(text: str, option: str = "") -> float:
+def number(text: str, option: str = "") -> float:
+    """A number as typed after an option.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not _is_number(text):
         raise ValueError(f"{option} expects a number, got {text!r}")
     return float(text)
@@ -172,8 +176,7 @@ def split_off(ds: xr.Dataset, held_out: float) -> tuple[xr.Dataset, xr.Dataset]:
     sample = sample_dimension(ds)
     if "test" in ds.coords and ds["test"].dims == (sample,):
         ds = ds.isel({sample: (ds["test"].values == 0).nonzero()[0]})
-    if "time" in ds.indexes and not ds.indexes["time"].is_monotonic_increasing:
-        ds = ds.sortby("time")
+    ds = _in_order_of_time(ds, sample)
     total = ds.sizes[sample]
     count = math.ceil(held_out * total) if held_out < 1 else int(held_out)
     if held_out <= 0 or (held_out >= 1 and held_out != count) or not 1 <= count <= total - 2:
@@ -182,6 +185,17 @@ def split_off(ds: xr.Dataset, held_out: float) -> tuple[xr.Dataset, xr.Dataset]:
             f" least two of {total} to train on, got {held_out:g}"
         )
     return ds.isel({sample: slice(0, total - count)}), ds.isel({sample: slice(total - count, None)})
+
+
+def _in_order_of_time(ds: xr.Dataset, sample: str) -> xr.Dataset:
+    """Sorted by dates, else by years, so that of an ensemble all members are split alike."""
+    import numpy as np
+
+    for name in ("time", "year"):
+        if name in ds.coords and ds[name].dims == (sample,):
+            order = np.argsort(ds[name].values, kind="stable")
+            return ds if (np.diff(order) == 1).all() else ds.isel({sample: order})
+    return ds
 
 
 def parse_climatology(text: str) -> Climatology:
@@ -211,8 +225,8 @@ def parse_transforms(texts: tuple[str, ...]) -> dict[str, Transform]:
     transforms: dict[str, Transform] = {}
     for text in texts:
         variable, _, rule = text.partition("=")
-        kind, _, number = rule.lower().partition(":")
-        value = _number(number, f"--transform {text}") if number else None
+        kind, _, parameter = rule.lower().partition(":")
+        value = number(parameter, f"--transform {text}") if parameter else None
         if kind == "log1p":
             transforms[variable] = Log1p() if value is None else Log1p(value)
         elif kind == "quantile":
@@ -269,7 +283,7 @@ class GridOptions:
             return HEALPix(2 ** max(0, math.ceil(math.log2(max(lmax, 1) / 2))))
         if self.grid == "gauss":
             return GaussLegendre(lmax)
-        return _regular(lmax) if self.grid is None else _spaced(_number(self.grid, "--grid"))
+        return _regular(lmax) if self.grid is None else _spaced(number(self.grid, "--grid"))
 
 
 def _regular(lmax: int) -> Grid:
@@ -299,17 +313,6 @@ def decode(encoder: Encoder, x: Tensor, grid: Grid, time: np.ndarray | None) -> 
         for k in starts
     ]
     return parts[0] if len(parts) == 1 else xr.concat(parts, dim="sample", coords="minimal")
-
-
-def random_dates(count: int, months: tuple[int, ...], seed: int) -> np.ndarray:
-    """Middles of ``count`` months drawn uniformly from ``months``, in a year without meaning."""
-    import numpy as np
-
-    if not months or not all(1 <= month <= 12 for month in months):
-        raise ValueError(f"--months expects numbers from 1 to 12, got {list(months)}")
-    # A stream of its own, so that the fields do not depend on whether dates are drawn.
-    drawn = np.random.default_rng([seed, 1]).choice(np.array(months), size=count)
-    return np.array([f"{_YEAR}-{month:02d}-15" for month in drawn], dtype="datetime64[ns]")
 
 
 def parse_sampler(name: str) -> Any:

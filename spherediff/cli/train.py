@@ -22,6 +22,7 @@ from spherediff.cli.common import (
 if TYPE_CHECKING:
     import xarray as xr
 
+    from spherediff.data import Category, Scalar
     from spherediff.train import TrainConfig
 
 RUN = "run.json"
@@ -63,6 +64,10 @@ class Train:
           --climatology harmonics:2 --steps 4000 --output rain-model
       spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model --resume
 
+    Winds as a vector field; and an ensemble, to draw maps of any year and member:
+      spherediff train navy-winds --vectors UWND VWND --climatology monthly --output winds-model
+      spherediff train ensemble.nc --label year=scalar member=category --output ensemble-model
+
     Attributes:
         archive: a bundled archive (navy-winds), or files: NetCDF, Zarr, GRIB or HEALPix FITS;
             several are joined along the samples.
@@ -77,7 +82,12 @@ class Train:
         transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
             VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
         climatology: what is removed before and added again afterwards: none, constant, monthly,
-            or harmonics:K of the year.
+            or harmonics:K of the year.  With monthly and harmonics the model is told the season.
+        label: what else the model is told of each map, a coordinate of the archive: NAME=scalar
+            for a number such as year, NAME=category for one of several kinds such as member; year
+            and month are also taken from the dates.
+        vectors: pairs of variables, the eastward and the northward component of a vector field,
+            whose divergent and rotational parts are learnt.
         held_out: the share (below 1) or the number of samples at the end of the archive that are
             held out.
         steps: most optimiser steps.
@@ -102,6 +112,12 @@ class Train:
         tuple[str, ...], arg(metavar="VARIABLE=TRANSFORM", help_behavior_hint="(default: none)")
     ] = ()
     climatology: str = "constant"
+    label: Annotated[
+        tuple[str, ...], arg(metavar="NAME=KIND", help_behavior_hint="(default: none)")
+    ] = ()
+    vectors: Annotated[
+        tuple[str, ...], arg(metavar="EAST NORTH", help_behavior_hint="(default: none)")
+    ] = ()
     held_out: float = 0.1
     steps: int = 2400
     batch: int = 16
@@ -119,7 +135,7 @@ class Train:
         """Check, encode, train, save."""
         from spherediff import harmonics
         from spherediff._files import atomic_write, require_writable
-        from spherediff.data import Encoder, sample_dimension
+        from spherediff.data import Encoder, Labels, sample_dimension
         from spherediff.model import Model
         from spherediff.nn import OperatorConfig
         from spherediff.train import CHECKPOINT, Fields, train
@@ -132,6 +148,7 @@ class Train:
                 f"--network-lmax must lie between 0 and --lmax = {self.lmax}, got {network_lmax}"
             )
         climatology, transforms = parse_climatology(self.climatology), self._transforms()
+        kinds, vectors = self._kinds(), self._vectors()
         require_writable(self.output / RUN)
         checkpoint = self.output / CHECKPOINT
         if self.resume and not checkpoint.exists():
@@ -143,6 +160,9 @@ class Train:
             )
         ds = self.options.open(self.archive)
         training, held_out = split_off(ds, self.held_out)
+        labels = Labels.fit(training, kinds, climatology=climatology)
+        sample = sample_dimension(ds)
+        told, judged_by = (labels.encode(part, part.sizes[sample]) for part in (training, held_out))
         encoder = Encoder.fit(
             training,
             self.options.variables or None,
@@ -150,17 +170,14 @@ class Train:
             transform=transforms,
             climatology=climatology,
             amplitude_degree=min(self.amplitude_degree, self.lmax),
+            vectors=vectors,
         )
         x, y = encoder.encode(training), encoder.encode(held_out)
-        network = OperatorConfig(
-            network_lmax,
-            len(encoder.names),
-            conditions=encoder.conditions,
-            **vars(self.network),
+        network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
+        model = Model.build(
+            encoder, x, labels=labels, network=network, seed=self.seed, device=where
         )
-        model = Model.build(encoder, x, network=network, seed=self.seed, device=where)
         say(f"training on {len(x)} samples, {len(y)} held out, to lmax {network_lmax}, on {where}")
-        sample = sample_dimension(ds)
         record = invocation.record(
             self.seed,
             archive=list(self.archive),
@@ -171,8 +188,8 @@ class Train:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         try:
             known, judged = (
-                Fields(harmonics.resize(a, network_lmax), encoder.season(part.get("time"), len(a)))
-                for a, part in ((x, training), (y, held_out))
+                Fields(harmonics.resize(a, network_lmax), condition)
+                for a, condition in ((x, told), (y, judged_by))
             )
             result = train(
                 model.learner(),
@@ -199,6 +216,29 @@ class Train:
 
     def _transforms(self) -> dict:
         return parse_transforms(self.transform)
+
+    def _kinds(self) -> dict[str, type[Scalar | Category]]:
+        from spherediff.data import Category, Scalar
+
+        known: dict[str, type[Scalar | Category]] = {"scalar": Scalar, "category": Category}
+        kinds = {}
+        for text in self.label:
+            name, _, kind = text.partition("=")
+            if not name or kind.lower() not in known:
+                raise ValueError(
+                    "expected --label NAME=scalar or NAME=category, as in year=scalar, got"
+                    f" {text!r}"
+                )
+            kinds[name] = known[kind.lower()]
+        return kinds
+
+    def _vectors(self) -> list[tuple[str, str]]:
+        if len(self.vectors) % 2:
+            raise ValueError(
+                "--vectors expects pairs of an eastward and a northward component, got"
+                f" {' '.join(self.vectors)}"
+            )
+        return list(zip(self.vectors[::2], self.vectors[1::2], strict=True))
 
     def _config(self) -> TrainConfig:
         from spherediff.train import TrainConfig

@@ -97,19 +97,6 @@ _KINDS: dict[str, type[Climatology]] = {
 }
 
 
-def season(climatology: Climatology, time: xr.DataArray | None, count: int) -> NDArray[np.float64]:
-    """What a generator is told of the time of the year: cos kφ, sin kφ for k = 1, 2.
-
-    Returns:
-        Shape (samples, 4); (samples, 0) if the climatology does not vary with it.
-    """
-    return (
-        Harmonics(2).design(time, count)[:, 1:]
-        if needs_dates(climatology)
-        else np.empty((count, 0))
-    )
-
-
 def needs_dates(climatology: Climatology) -> bool:
     """Whether the climatology differs from one time of the year to another."""
     return isinstance(climatology, Monthly | Harmonics)
@@ -159,6 +146,32 @@ def is_dates(values: NDArray[Any]) -> bool:
     if values.dtype.kind == "M":
         return True
     return values.dtype == object and values.size > 0 and hasattr(values.flat[0], "calendar")
+
+
+def dates_of(time: Any, count: int) -> xr.DataArray:
+    """One date for each sample, as a DataArray along its own dimension or ``sample``.
+
+    Args:
+        time: date of each, or one for all: datetime64, cftime, ISO text or a DataArray.
+        count: number of samples.
+
+    Raises:
+        ValueError: another number of dates, or no dates.
+    """
+    if isinstance(time, xr.DataArray) and time.ndim == 1:
+        dates = time.reset_coords(drop=True)
+    else:
+        values = np.asarray(time.values if isinstance(time, xr.DataArray) else time)
+        if values.dtype.kind in "US":
+            values = values.astype("datetime64[ns]")
+        if values.dtype == object and not is_dates(np.atleast_1d(values)):
+            values = values.astype("datetime64[ns]")  # datetime.datetime
+        if values.ndim == 0:
+            values = np.repeat(values, count)
+        dates = xr.DataArray(values, dims="sample")
+    if dates.ndim != 1 or len(dates) != count:
+        raise ValueError(f"expected one date for each of {count} samples, got {dates.shape}")
+    return dates
 
 
 def years(time: xr.DataArray) -> NDArray[np.float64]:

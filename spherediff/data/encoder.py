@@ -173,11 +173,6 @@ class Encoder:
         """Physical units of each channel; "1" where the archive gives none."""
         return tuple(attrs.get("units", "1") for attrs in self.attrs)
 
-    @property
-    def conditions(self) -> int:
-        """How many numbers :meth:`season` tells."""
-        return 4 if climatologies.needs_dates(self.climatology) else 0
-
     def encode(self, ds: xr.Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standardised anomalies of an archive, chunk by chunk.
 
@@ -231,7 +226,7 @@ class Encoder:
         Raises:
             ValueError: the shape of ``x`` is another, or dates are missing or too few.
         """
-        dates = None if time is None else _dates(time, len(x))
+        dates = None if time is None else climatologies.dates_of(time, len(x))
         sample = "sample" if dates is None else str(dates.dims[0])
         a = self.restore(x, dates)
         values = np.empty((len(self.names), len(a), *grid.shape), np.float32)
@@ -261,29 +256,13 @@ class Encoder:
                 f"expected anomalies of shape (samples, {expected[0]}, {expected[1]}) for"
                 f" {', '.join(self.names)} at lmax = {self.lmax}, got {tuple(x.shape)}"
             )
-        dates = None if time is None else _dates(time, len(x))
+        dates = None if time is None else climatologies.dates_of(time, len(x))
         return self.anomalies(x) + self.climatology_at(dates, len(x))
 
     def climatology_at(self, time: xr.DataArray | None, count: int) -> Tensor:
         """Climatology Σ_j D_j(t) β_j of ``count`` samples, float64 (count, channels, n)."""
         design = torch.from_numpy(self.climatology.design(time, count))
         return torch.einsum("sk,kcn->scn", design, self.cycle)
-
-    def season(self, time: Any, count: int) -> Tensor:
-        """What a generator is told of the time of the year, float32, shape (samples, k).
-
-        Args:
-            time: date of each sample, or one for all, as for :meth:`decode`.
-            count: number of samples.
-
-        Returns:
-            cos kφ, sin kφ for k = 1, 2 if the climatology varies with it, else nothing, k = 0.
-
-        Raises:
-            ValueError: dates are missing or too few.
-        """
-        dates = None if time is None else _dates(time, count)
-        return torch.from_numpy(climatologies.season(self.climatology, dates, count)).float()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A JSON-able configuration and tensors, from which :meth:`from_state` makes the same."""
@@ -368,28 +347,6 @@ def _kept_attrs(field: xr.DataArray) -> dict[str, str]:
 def _times(ds: xr.Dataset) -> xr.DataArray | None:
     """Dates of the samples; None where the dataset has none."""
     return ds["time"] if "time" in ds.coords and ds["time"].ndim == 1 else None
-
-
-def _dates(time: Any, count: int) -> xr.DataArray:
-    """One date for each sample, as a DataArray along its own dimension or ``sample``.
-
-    Raises:
-        ValueError: another number of dates, or no dates.
-    """
-    if isinstance(time, xr.DataArray) and time.ndim == 1:
-        dates = time.reset_coords(drop=True)
-    else:
-        values = np.asarray(time.values if isinstance(time, xr.DataArray) else time)
-        if values.dtype.kind in "US":
-            values = values.astype("datetime64[ns]")
-        if values.dtype == object and not climatologies.is_dates(np.atleast_1d(values)):
-            values = values.astype("datetime64[ns]")  # datetime.datetime
-        if values.ndim == 0:
-            values = np.repeat(values, count)
-        dates = xr.DataArray(values, dims="sample")
-    if dates.ndim != 1 or len(dates) != count:
-        raise ValueError(f"expected one date for each of {count} samples, got {dates.shape}")
-    return dates
 
 
 def _require_band_limit(grid: Grid, lmax: int) -> None:
