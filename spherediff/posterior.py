@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from spherediff._linear import Operator as Map
-from spherediff._linear import conjugate_gradients
+from spherediff._linear import Solution, conjugate_gradients
 from spherediff.covariance import Covariance
 from spherediff.denoise import Denoiser
 from spherediff.observe import Observation
@@ -91,7 +91,7 @@ class PosteriorDenoiser(Denoiser):
         observation: Observation,
         *,
         tolerance: float = 1e-4,
-        max_iterations: int = 200,
+        max_iterations: int = 100,
     ) -> None:
         found, expected = observation.operator.event_shape, denoiser.process.event_shape
         if found != expected:
@@ -134,41 +134,49 @@ class PosteriorDenoiser(Denoiser):
 
         L = Sensitivity(self.reference, self.observation, t, z)
         innovation = L.innovation(self.reference.estimate(F, z, t))
-        u = self.solve(lambda u: u + L(self._spread(L.adjoint(u), curvature)), innovation)
+        u = self._explain(innovation, L, curvature)
         pulled = L.adjoint(u)
         misfit = (innovation.double() * u.double()).sum(-1)
         return Guided(F, F + pulled + curvature(pulled), misfit, curvature)
 
     @abstractmethod
-    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
-        """K w, where A = R + H √P K √P Hᵀ."""
+    def _explain(self, innovation: Tensor, L: Sensitivity, curvature: Map) -> Tensor:
+        """u = R^{1/2} A⁻¹ R^{1/2} applied to the innovation."""
 
-    def solve(self, operator: Map, b: Tensor) -> Tensor:
-        """A⁻¹ b to the tolerance; a warning says if that was not reached.
+    def explain_by_reference(self, innovation: Tensor, L: Sensitivity) -> Tensor:
+        """(1 + LLᵀ)⁻¹ applied to the innovation; a warning says if it was not solved.
 
         Args:
-            operator: a symmetric positive definite A, (*batch, m) → (*batch, m).
-            b: right-hand sides, shape (*batch, m).
+            innovation: in units of √R, shape (*batch, m).
+            L: the sensitivities.
         """
-        found = conjugate_gradients(operator, b, self.tolerance, self.max_iterations)
-        worst = float(found.residual.max())
-        # rounding adds to the residual at the end, but is no reason to go on
-        if found.iterations == self.max_iterations and worst > 2 * self.tolerance:
+        found = conjugate_gradients(
+            lambda u: u + L(L.adjoint(u)), innovation, self.tolerance, self.max_iterations
+        )
+        if self._unsolved(found).any():
             warnings.warn(
-                f"{type(self).__name__} did not converge: relative residual {worst:.1e} after "
-                f"{self.max_iterations} iterations, tolerance {self.tolerance:.1e}. Allow more, or "
-                "use PseudoinverseGuidance, whose system is positive definite for any network",
+                f"{type(self).__name__} did not converge: relative residual "
+                f"{float(found.residual.max()):.1e} after {self.max_iterations} iterations, "
+                f"tolerance {self.tolerance:.1e}. Allow more of either",
                 stacklevel=2,
             )
         return found.solution
+
+    def _unsolved(self, found: Solution) -> Tensor:
+        """Which systems were not solved; rounding alone may add to a residual at the end."""
+        solved = found.residual <= 2 * self.tolerance
+        return ~solved & (found.iterations == self.max_iterations)
 
 
 class MomentMatching(PosteriorDenoiser):
     """m + V Hᵀ (H V Hᵀ + R)⁻¹ (y − Hm): moment matching posterior sampling.
 
     Rozet et al. (2024, arXiv 2405.13712).  Exact for Gaussian data; costs a vector-Jacobian
-    product in each iteration of the solver.  A learned denoiser's V need not be positive definite
-    where the noise is strong and tan ψ large: conjugate gradients then warn.
+    product in each iteration of the solver.
+
+    A learned denoiser's V need not be positive definite where the noise is strong, tan ψ large, and
+    the field all but unknown.  States whose system conjugate gradients do not solve have P in place
+    of V in A, as :class:`PseudoinverseGuidance` has.
 
     Args:
         denoiser: m(x, t) of the prior, differentiable in x.
@@ -181,8 +189,17 @@ class MomentMatching(PosteriorDenoiser):
         ValueError: observations of states of another shape.
     """
 
-    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
-        return w + curvature(w)
+    def _explain(self, innovation: Tensor, L: Sensitivity, curvature: Map) -> Tensor:
+        def system(u: Tensor) -> Tensor:
+            w = L.adjoint(u)
+            return u + L(w + curvature(w))
+
+        found = conjugate_gradients(system, innovation, self.tolerance, self.max_iterations)
+        unsolved = self._unsolved(found)
+        if not unsolved.any():
+            return found.solution
+        by_reference = self.explain_by_reference(innovation, L)
+        return torch.where(unsolved[..., None], by_reference, found.solution)
 
 
 class PseudoinverseGuidance(PosteriorDenoiser):
@@ -203,8 +220,8 @@ class PseudoinverseGuidance(PosteriorDenoiser):
         ValueError: observations of states of another shape.
     """
 
-    def _spread(self, w: Tensor, curvature: Map) -> Tensor:
-        return w
+    def _explain(self, innovation: Tensor, L: Sensitivity, curvature: Map) -> Tensor:
+        return self.explain_by_reference(innovation, L)
 
 
 class Sensitivity:

@@ -80,7 +80,7 @@ class TwistedSampler:
         particles: int = 256,
         steps: int = 256,
         tolerance: float = 1e-4,
-        max_iterations: int = 200,
+        max_iterations: int = 100,
     ) -> None:
         if particles < 2:
             raise ValueError(f"expected at least 2 particles, got {particles}")
@@ -140,7 +140,7 @@ class TwistedSampler:
         L = Sensitivity(reference, self.observation, t, z)
         eta = noise.normal((self.observation.operator.size,), z.dtype).to(z)
         innovation = L.innovation(reference.estimate(F + xi, z, t)) - eta
-        u = self.posterior.solve(lambda u: u + L(L.adjoint(u)), innovation)
+        u = self.posterior.explain_by_reference(innovation, L)
         return reference.estimate(F + xi + L.adjoint(u), z, t)
 
     def _log_normaliser(self) -> float:

@@ -266,16 +266,40 @@ def test_formulas_for_a_mixture(kind: str) -> None:
             torch.testing.assert_close(guided.misfit, innovation @ u, rtol=1e-6, atol=0)
 
 
-def test_guidance_of_a_network_by_its_dense_jacobian() -> None:
-    """The Jacobian of a network is not symmetric: m + Vᵀ Hᵀ A⁻¹ (y − Hm), in coefficients."""
-    process = make_process("two channels")
+def make_network(process: ForwardProcess) -> NeuralDenoiser:
+    """With large random weights, far from any conditional expectation."""
     network = SphericalOperator(2, 2, width=4, blocks=1, hidden=4).double()
     with torch.no_grad():
         for k, parameter in enumerate(network.parameters()):
             parameter.add_(0.2 * normal(*parameter.shape, seed=k))
-    S = make_gaussian(process).covariance
-    denoiser = NeuralDenoiser(process, network, torch.zeros(2, 9).double(), S)
-    observation = observe(process, 0.3)
+    return NeuralDenoiser(
+        process, network, torch.zeros(2, 9).double(), make_gaussian(process).covariance
+    )
+
+
+def test_where_a_network_has_no_covariance_the_reference_stands_in() -> None:
+    """At the noise end tan ψ is near 100, and V = √P (1 + tan ψ J) √P not positive definite."""
+    process = make_process("two channels")
+    denoiser, observation = make_network(process), observe(process, 0.3)
+    z, t = normal(4, 2, 9, seed=6), 0.98
+    matching, pseudo = (
+        scheme(denoiser, observation).guide(z, t)
+        for scheme in (MomentMatching, PseudoinverseGuidance)
+    )
+    white = torch.eye(18, dtype=torch.float64).reshape(18, 1, 2, 9)
+    K = torch.stack([w + matching.curvature(w.expand(z.shape)) for w in white]).flatten(-2)
+    K = K.movedim(0, -1)
+    assert (torch.linalg.eigvalsh(K + K.mT)[:, 0] < 0).all()
+    assert torch.isfinite(matching.posterior).all()
+    same = (matching.misfit - pseudo.misfit).abs() < 1e-12 * pseudo.misfit
+    assert same.any()
+
+
+def test_guidance_of_a_network_by_its_dense_jacobian() -> None:
+    """The Jacobian of a network is not symmetric: m + Vᵀ Hᵀ A⁻¹ (y − Hm), in coefficients."""
+    process = make_process("two channels")
+    denoiser, observation = make_network(process), observe(process, 0.3)
+    S = denoiser.covariance
     posterior = PseudoinverseGuidance(denoiser, observation, **EXACT)
     H, R = dense(observation), torch.diag(observation.noise_variance)
     x, t = normal(2, 9, seed=6), 0.4
@@ -291,7 +315,7 @@ def test_guidance_of_a_network_by_its_dense_jacobian() -> None:
         found = posterior(x, t)
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-8, atol=1e-10)
     assert not found.requires_grad
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(parameter.grad is None for parameter in denoiser.parameters())
 
 
 @pytest.mark.parametrize("scheme", [MomentMatching, PseudoinverseGuidance])
