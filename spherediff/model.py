@@ -26,9 +26,11 @@ from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
-from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
+from spherediff.denoise import Denoiser, GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
+from spherediff.observe import Observation
+from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_reference
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
@@ -168,6 +170,7 @@ class Model:
         time: Any = None,
         labels: Mapping[str, Any] | None = None,
         guidance: float = 1.0,
+        given: Observation | None = None,
         sampler: type[Sampler] = ProbabilityFlow,
         steps: int | None = None,
         batch: int = 64,
@@ -185,6 +188,10 @@ class Model:
             guidance: weight w of the labels, see :class:`~spherediff.denoise.GuidedDenoiser`: 1
                 for the law that they say, more to exaggerate them, 0 to ignore them, in which case
                 none is needed.
+            given: observations of the standardised anomalies, such as those that
+                :func:`spherediff.data.observations.observe` makes of a file, all fields being drawn
+                given these: by :class:`~spherediff.posterior.PseudoinverseGuidance`, starting from
+                the Gaussian posterior.
             sampler: class of the reverse sampler.
             steps: its number of steps; its own default if not given.
             batch: fields drawn at once.
@@ -201,9 +208,12 @@ class Model:
             raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
         if guidance != 1 and not self.labels.size:
             raise ValueError(f"guidance {guidance:g} needs labels, but the model is told nothing")
+        start = None if given is None else posterior_reference(self.denoiser.reference, given)
         draws = []
         for told in self._told(count, time, labels or {}, guidance).split(batch):
-            denoiser = GuidedDenoiser(self.denoiser, told, guidance)
+            denoiser: Denoiser = GuidedDenoiser(self.denoiser, told, guidance)
+            if given is not None and start is not None:
+                denoiser = Referenced(PseudoinverseGuidance(denoiser, given), start)
             integrator = sampler(denoiser, steps=steps)
             shape = (len(told),)
             draws.append(integrator.sample(shape, generator=generator, progress=progress))

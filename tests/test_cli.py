@@ -434,6 +434,42 @@ def test_sample_refuses(folder, monkeypatch, capsys, options, message):
     assert message in failure(capsys, "sample", *options.split())
 
 
+def test_sample_given_stations_agrees_with_them(folder, tmp_path):
+    table = tmp_path / "stations.csv"
+    table.write_text(
+        "name,latitude,longitude,u [m s-1],u_error,time\n"
+        "A,45,30,4.0,0.01,2001-07-10\nB,-15,210,-3.0,0.01,2001-07-10\n"
+    )
+    path = tmp_path / "maps.nc"
+    command = ["sample", "--model", folder / "model", "--given", table, "--count", 6]
+    assert run(*command, "--steps", 8, "--grid", 15, "--output", path) == 0
+    with xr.open_dataset(path) as ds:
+        assert {str(date)[:10] for date in ds.time.values} == {"2001-07-10"}
+        for latitude, longitude, value in ((45, 30, 4.0), (-15, 210, -3.0)):
+            here = ds.u.sel(latitude=latitude, longitude=longitude, method="nearest")
+            assert float(here.latitude) == latitude
+            np.testing.assert_allclose(here, value, atol=0.1)
+            assert float(ds.v.sel(latitude=latitude, longitude=longitude).std()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("latitude,longitude,u\n95,0,1\n", "--where month=7", "latitude outside"),
+        ("latitude,longitude,w\n5,0,1\n", "--where month=7", "none of the model's variables"),
+        ("latitude,longitude,u [K]\n5,0,1\n", "--where month=7", "u is in 'K'"),
+        ("latitude,longitude,u\n5,0,1\n", "", "say --where month=1, …, 12"),
+        ("latitude,longitude,u,time\n5,0,1,2001-03-04\n", "--where month=7", "are of 2001-03-04"),
+    ],
+)
+def test_observations_that_sample_refuses(folder, tmp_path, capsys, header, options, message):
+    table = tmp_path / "stations.csv"
+    table.write_text(header)
+    command = ["sample", "--model", folder / "model", "--given", table, *options.split()]
+    assert message in failure(capsys, *command, "--output", tmp_path / "a.nc")
+    assert not (tmp_path / "a.nc").exists()
+
+
 # ---- evaluate ----
 
 

@@ -15,11 +15,14 @@ from torch import Tensor
 from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
+from spherediff.data.observations import Standardised
 from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
-from spherediff.grids import GaussLegendre
+from spherediff.grids import GaussLegendre, Points
+from spherediff.kriging import Kriging
 from spherediff.model import CONFIG, Model, archive_moments
 from spherediff.nn import OperatorConfig, SphericalOperator
+from spherediff.observe import Observation, Values
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
 from spherediff.sample import Heun, ProbabilityFlow
 from spherediff.spectra import Tabulated
@@ -97,6 +100,37 @@ def test_a_model_told_the_season_draws_by_date() -> None:
     torch.testing.assert_close(in_parts, mixed)
     with pytest.raises(ValueError, match="needs the date of every sample"):
         draw(model)
+
+
+def test_untrained_draws_given_observations_have_the_law_of_kriging() -> None:
+    """F = 0: the model is Gaussian, and its posterior exact in any number of steps.
+
+    The mean square of whitened misfits of mean and spread: a false alarm in 10⁴ of each.
+    """
+    ds = archive(60)
+    encoder = Encoder.fit(ds, lmax=LMAX, amplitude_degree=2)
+    model = Model.build(encoder, encoder.encode(ds), network=OperatorConfig(LMAX, 2, **TINY))
+    denoiser = model.denoiser
+    stations = Points([50.0, -20.0, 0.0], [10.0, 100.0, 250.0])
+    H = Standardised(Values(stations, (2, 25), channel=1), encoder)
+    given = Observation(H, torch.tensor([2.0, -1.0, 0.5]).double(), torch.tensor([0.02, 0.3, 1.0]))
+    count = 400
+    x = draw(model, count, given=given, batch=200).double()
+    exact = Kriging(given, denoiser.covariance, denoiser.mean)
+    eye = torch.eye(50, dtype=torch.float64).reshape(50, 2, 25)
+    S = exact.covariance_matmul(eye).flatten(1)
+    values, vectors = torch.linalg.eigh((S + S.T) / 2)
+    kept = values > 1e-6 * values.max()
+    white = (x - exact.mean).flatten(1) @ vectors[:, kept] / values[kept].sqrt()
+    n = int(kept.sum())
+    assert n == 50
+    chi2 = float(count * white.mean(0).square().sum())
+    assert abs(chi2 - n) < 4.5 * math.sqrt(2 * n)
+    spread = float(white.square().mean())
+    assert abs(spread - 1) < 4 * math.sqrt(2 / (n * count))
+    # and is another law than without observations
+    free = draw(model, count, batch=200).double()
+    assert float(((free - exact.mean).flatten(1) @ vectors[:, :1]).std()) > 3 * values[0].sqrt()
 
 
 def told_of_members() -> Model:

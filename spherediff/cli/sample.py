@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+    from spherediff.data.observations import Reading
     from spherediff.model import Model
 
 _YEAR = 2001  # of dates whose year has no meaning; no leap year
@@ -47,6 +48,12 @@ class Sample:
       spherediff sample --model ensemble-model --where month=7 year=1950,1951 --guidance 2 \
           --output julys.nc
 
+    --given draws maps that agree with what is known of one map: a table of stations (.csv with
+    columns latitude, longitude, and the variables by name), or a map with missing values or of low
+    resolution (NetCDF, FITS, …).  Standard errors are read from VARIABLE_error, else taken as 5 %
+    of the variable's standard deviation.  The date is that of the file, or --where month=:
+      spherediff sample --model speedy-daily --given stations.csv --where month=7 --output maps.nc
+
     Attributes:
         model: folder that spherediff train wrote, or a model that comes with the package
             (speedy-daily).
@@ -59,6 +66,7 @@ class Sample:
         steps: of the sampler; by default as many as keep a Gaussian law within 1 %.
         where: values of labels, one or several after commas: month=12,1,2, year=1950, or any
             name that the model was trained with.
+        given: files with observations, all of the same date.
         guidance: weight of the labels: 1 for the law of maps with these labels, above 1 for maps
             that show more of what is typical of them and vary less, 0 for maps whatever the label.
         batch: samples drawn at once; only memory and speed depend on it.
@@ -75,6 +83,7 @@ class Sample:
     where: Annotated[
         tuple[str, ...], arg(metavar="NAME=VALUES", help_behavior_hint="(default: all months)")
     ] = ()
+    given: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
     guidance: float = 1.0
     batch: int = 64
     device: str = "auto"
@@ -84,22 +93,32 @@ class Sample:
         """Load, draw, evaluate, write."""
         from spherediff import data
         from spherediff._files import require_writable
+        from spherediff.data import observations
         from spherediff.model import Model
 
         where, generator = device(self.device), seeded(self.seed)
         model = Model.load(self.model, where)
         encoder = model.encoder
         grid = self.grid.resolve(self.output, encoder.lmax)
-        values = self._draw_labels(model)
+        readings = [reading for path in self.given for reading in observations.read(path, encoder)]
+        date = _date_of(readings)
+        values = self._draw_labels(model, date)
         time = _dates(values) if _dated(model) else None
+        if time is not None and date is not None:
+            time[:] = date
         told = {name: values[name] for name in model.labels.names if name in values}
         require_writable(self.output)
+        given = None
+        if readings:
+            given = observations.observe(readings, encoder, None if time is None else time[0])
+            say(f"{given.operator.size} observations; the Gaussian posterior first …")
         x = model.sample(
             self.count,
             generator=generator,
             time=time,
             labels=told,
             guidance=self.guidance,
+            given=given,
             sampler=parse_sampler(self.sampler),
             steps=self.steps,
             batch=self.batch,
@@ -115,8 +134,8 @@ class Sample:
             data.write(maps.assign_coords(_coordinates(told)), self.output, record)
         say(f"wrote {self.count} samples of {', '.join(encoder.names)} to {self.output}")
 
-    def _draw_labels(self, model: Model) -> dict[str, np.ndarray]:
-        """A value for each sample by name, as text.
+    def _draw_labels(self, model: Model, date: np.datetime64 | None) -> dict[str, np.ndarray]:
+        """A value for each sample by name, as text; ``date`` is that of observations.
 
         Every name has a random stream of its own, so that neither the fields nor the values of
         another name depend on it.
@@ -124,6 +143,8 @@ class Sample:
         import numpy as np
 
         choices = self._choices(model)
+        if self.given and _dated(model):
+            choices["month"] = _month_of(date, choices["month"])
         return {
             name: np.random.default_rng([self.seed, *name.encode()]).choice(texts, size=self.count)
             for name, texts in choices.items()
@@ -156,6 +177,32 @@ class Sample:
                 " (--guidance 0 draws maps whatever the label)"
             )
         return choices
+
+
+def _date_of(readings: list[Reading]) -> np.datetime64 | None:
+    """The one date of all readings that have one."""
+    import numpy as np
+
+    dates = {np.datetime64(str(one.date), "s") for one in readings if one.date is not None}
+    if len(dates) > 1:
+        found = ", ".join(sorted(map(str, dates)))
+        raise ValueError(f"--given expects observations of one date, found {found}")
+    return next(iter(dates), None)
+
+
+def _month_of(date: np.datetime64 | None, months: list[str]) -> list[str]:
+    """The month to which observations belong: that of their date, or the only one chosen."""
+    if date is None:
+        if len(months) > 1:
+            raise ValueError(
+                "--given: the observations belong to one time of the year, but the files have no "
+                "date: say --where month=1, …, 12, or add a column or coordinate time"
+            )
+        return months
+    month = str(int(str(date)[5:7]))
+    if month not in months:
+        raise ValueError(f"--where month={','.join(months)}, but the observations are of {date}")
+    return [month]
 
 
 def _dated(model: Model) -> bool:
