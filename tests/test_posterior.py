@@ -615,6 +615,26 @@ def test_stations_of_one_channel_inform_the_other() -> None:
     assert (expected[:, 0] - denoiser(x, 0.4)[:, 0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scheme", [MomentMatching, PseudoinverseGuidance])
+def test_degrees_that_are_pure_noise(scheme: type[PosteriorDenoiser]) -> None:
+    """Their α underflows single precision, and all that is known of them is the reference's law."""
+    process = LinearSPDE(
+        DampedHeat(20.0, 1.0), Tabulated([2.0, 40.0, 120.0]), 2, 5.0, dtype=torch.float32
+    )
+    C = process.field.variance_per_coefficient
+    denoiser = GaussianDenoiser(process, C, mean=0.5 * C.sqrt())
+    prior = Referenced(denoiser, Reference(process, denoiser.mean, C))
+    assert (process.alpha(1.0)[1:] == 0).all()
+    observation = observe(process, 0.1)
+    found = scheme(prior, observation, tolerance=1e-6)(torch.zeros(2, 9), 1.0)
+    law = Law(denoiser.mean.double(), torch.diag(C.double()))
+    expected = kriging(
+        law, dense(observation), observation.values.double(), observation.noise_variance.double()
+    ).mean
+    # x = 0 says a little of degree 0: it lowers the mean by e^{−10} of it
+    torch.testing.assert_close(found.double(), expected.expand(2, 9), rtol=1e-3, atol=1e-3)
+
+
 def test_errors() -> None:
     process = make_process("one channel")
     denoiser = make_mixture(process)
