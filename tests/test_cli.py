@@ -303,6 +303,16 @@ def test_train_options_reach_the_encoder(folder, tmp_path):
         ("archive.nc --steps 0", "steps must be at least 1"),
         ("archive.nc --lmax 6 --width 0", "width must be at least 1"),
         ("archive.nc --resume", "nothing to resume"),
+        ("archive.nc --label year", "expected --label NAME=scalar or NAME=category"),
+        ("archive.nc --label year=number", "as in year=scalar, got 'year=number'"),
+        ("archive.nc --label storm=scalar", "the label storm has no value; there is"),
+        (
+            "archive.nc --held-out 12 --label year=category",
+            "year = 2003 is not known: the training",
+        ),
+        ("archive.nc --lmax 6 --vectors u", "--vectors expects pairs"),
+        ("archive.nc --lmax 6 --vectors u v", "same units"),
+        ("archive.nc --lmax 6 --variables u --vectors u v", "v"),
         ("missing.nc", "there is no file missing.nc"),
         ("", "expected an archive"),
         ("broken.nc", "broken.nc"),
@@ -383,7 +393,7 @@ def test_sample_maps_in_physical_units_with_their_months(folder, tmp_path):
         assert ds.attrs["seed"] == 3
         assert ds.attrs["lmax"] == LMAX
         assert "spherediff sample" in ds.attrs["command"]
-        assert ds.attrs["months"].split() == [f"{m:02d}" for m in ds["time"].dt.month.values]
+        assert ds.attrs["month"].split() == [str(m) for m in ds["time"].dt.month.values]
         grid = sd.LatLon(ds["latitude"].values, ds["longitude"].values)
         expected = model.encoder.decode(x, grid, ds["time"].values)
         np.testing.assert_allclose(ds["v"], expected["v"], atol=1e-5)
@@ -391,10 +401,20 @@ def test_sample_maps_in_physical_units_with_their_months(folder, tmp_path):
 
 def test_sample_one_month_on_healpix(folder, tmp_path):
     path = tmp_path / "january.fits"
-    command = ["sample", "--model", folder / "model", "--count", 2, "--steps", 8, "--months", 1]
+    command = [
+        "sample",
+        "--model",
+        folder / "model",
+        "--count",
+        2,
+        "--steps",
+        8,
+        "--where",
+        "month=1",
+    ]
     assert run(*command, "--output", path) == 0
     assert healpy.read_map(path, field=None).shape == (4, 12 * 4**2)
-    assert "months: 01 01" in " ".join(map(str, fits.getheader(path, 1)["HISTORY"]))
+    assert "month: 1 1" in " ".join(map(str, fits.getheader(path, 1)["HISTORY"]))
 
 
 def test_sample_is_the_same_for_every_count_and_batch(folder, tmp_path):
@@ -416,11 +436,123 @@ def test_samplers(folder, tmp_path, sampler):
     assert torch.isfinite(data.read_coefficients(path)[0]).all()
 
 
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory):
+    """Two members of 24 months, and a model of them that is told season, year and member."""
+    path = tmp_path_factory.mktemp("ensemble")
+    members = [xr.open_dataset(archive(path / f"{k}.nc", 24, k)).load() for k in range(2)]
+    ds = xr.concat(members, xr.Variable("member", ["a", "b"]))
+    ds["v"].attrs["units"] = "m s-1"
+    ds.to_netcdf(path / "archive.nc", engine="h5netcdf")
+    options = ["--climatology", "harmonics:1", "--held-out", "6", *TINY, "--output", path / "model"]
+    labels = ["--label", "year=scalar", "member=category"]
+    assert run("train", path / "archive.nc", *options, *labels) == 0
+    return path
+
+
+def test_labels_are_fitted_to_the_training_samples_of_all_members(ensemble):
+    labels = sd.model.Model.load(ensemble / "model").labels
+    season, year, member = labels.parts
+    assert season == data.Season(2)
+    assert member == data.Category("member", ("a", "b"))
+    # the last 6 of 48 samples are the last 3 months of both members
+    years = np.repeat([2001, 2002], [24, 18])
+    assert isinstance(year, data.Scalar)
+    assert (year.low, year.high) == (2001, 2002)
+    assert year.mean == pytest.approx(years.mean())
+    assert year.std == pytest.approx(years.std())
+
+
+def test_sample_where(ensemble, tmp_path):
+    path = tmp_path / "samples.nc"
+    command = ["sample", "--model", ensemble / "model", "--count", 12, "--steps", 4, "--seed", 3]
+    where = ["--where", "month=12,1,2", "year=2001,2002", "member=b", "--guidance", 2]
+    assert run(*command, *where, "--output", path) == 0
+    model = sd.model.Model.load(ensemble / "model")
+    with xr.open_dataset(path) as ds:
+        assert set(ds["time"].dt.month.values) == {1, 2, 12}
+        assert set(ds["year"].values) == {2001, 2002}
+        assert (ds["year"] == ds["time"].dt.year).all()
+        assert (ds["member"] == "b").all()
+        assert ds.attrs["member"] == " ".join("b" * 12)
+        assert [int(y) for y in ds.attrs["year"].split()] == ds["year"].values.tolist()
+        x = model.sample(
+            12,
+            generator=torch.Generator().manual_seed(3),
+            time=ds["time"].values,
+            labels={"member": "b", "year": ds["year"].values},
+            guidance=2.0,
+            steps=4,
+        )
+        grid = sd.LatLon(ds["latitude"].values, ds["longitude"].values)
+        expected = model.encoder.decode(x, grid, ds["time"].values)
+        np.testing.assert_allclose(ds["v"], expected["v"], atol=1e-5)
+        # what was written can be read as an archive with the same labels
+        told = model.labels.encode(data.open(path), 12)
+        values = {name: ds[name].values for name in ("time", "year", "member")}
+        assert torch.equal(told, model.labels.encode(values, 12))
+
+
+def test_sample_without_labels_ignores_them(ensemble, tmp_path):
+    common = ["sample", "--model", ensemble / "model", "--count", 3, "--steps", 4, "--guidance", 0]
+    for name, where in (("a", []), ("b", ["--where", "member=a", "year=2001"])):
+        assert run(*common, *where, "--output", tmp_path / f"{name}.safetensors") == 0
+    first, second = (data.read_coefficients(tmp_path / f"{n}.safetensors")[0] for n in "ab")
+    assert torch.equal(first, second)  # the months are drawn alike
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "--where year=… is missing: the model is told year, a number that was between 2001"),
+        ("--where year=2001", "member=… is missing: the model is told member, one of a, b"),
+        ("--where year=2001 member=c", "member = c is not known: the training samples had a, b"),
+        ("--where year=soon member=a", "--where year expects a number, got 'soon'"),
+        ("--where year=2001 member=a level=3", "--where level: the model is told month, from 1"),
+    ],
+)
+def test_sample_refuses_labels(ensemble, tmp_path, capsys, options, message):
+    command = ["sample", "--model", ensemble / "model", "--output", tmp_path / "a.nc"]
+    assert message in failure(capsys, *command, *options.split())
+    assert not (tmp_path / "a.nc").exists()
+
+
+@pytest.mark.filterwarnings("default:year = 1800")
+def test_sample_warns_of_years_far_from_the_training(ensemble, tmp_path, capsys):
+    command = ["sample", "--model", ensemble / "model", "--count", 1, "--steps", 2]
+    where = ["--where", "year=1800", "member=a", "--output", tmp_path / "a.nc"]
+    assert run(*command, *where) == 0
+    assert "warning: year = 1800 is far from the training samples" in capsys.readouterr().err
+    with xr.open_dataset(tmp_path / "a.nc") as ds:
+        assert ds["time"].dt.year.item() == 1800
+
+
+def test_train_winds_as_a_vector_field(ensemble, tmp_path):
+    options = ["--vectors", "u", "v", "--held-out", "6", *TINY, "--output", tmp_path / "m"]
+    assert run("train", ensemble / "archive.nc", *options) == 0
+    model = sd.model.Model.load(tmp_path / "m")
+    assert model.encoder.vectors == (("u", "v"),)
+    assert model.labels == data.Labels()
+    path = tmp_path / "samples.nc"
+    command = ["sample", "--model", tmp_path / "m", "--count", 2, "--steps", 4, "--output", path]
+    assert run(*command) == 0
+    with xr.open_dataset(path) as ds:
+        assert set(ds.data_vars) == {"u", "v"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--model nowhere --output a.nc", "expected a model directory"),
-        ("--model model --output a.nc --months 13", "--months expects numbers from 1 to 12"),
+        ("--model model --output a.nc --where month=13", "month expects numbers from 1 to 12"),
+        ("--model model --output a.nc --where month", "expected --where NAME=VALUE"),
+        ("--model model --output a.nc --where month=1 month=2", "each name once"),
+        ("--model model --output a.nc --where month=1,", "expected --where NAME=VALUE"),
+        (
+            "--model model --output a.nc --where year=1990",
+            "--where year: the model is told month, from 1 to 12",
+        ),
+        ("--model model --output a.nc --guidance nan", "expected a finite weight of guidance"),
         ("--model model --output a.nc --count 0", "count and batch must be at least 1"),
         ("--model model --output a.nc --steps 1", "expected at least 2 steps"),
         ("--model model --output a.png", "expected a name that ends in"),

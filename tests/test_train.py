@@ -439,6 +439,8 @@ def test_unfit_fields_are_refused(fields, tmp_path) -> None:
         {"warmup": -1},
         {"levels": ()},
         {"patience": 0},
+        {"label_dropout": 1.1},
+        {"label_dropout": math.nan},
     ],
 )
 def test_impossible_configurations_are_refused(wrong: dict) -> None:
@@ -478,6 +480,68 @@ def test_conditions_are_learnt_and_belong_to_their_fields(tmp_path: Path) -> Non
     other = dataclasses.replace(config, seed=config.seed)
     with pytest.raises(ValueError, match="another archive"):
         train(told, data, swapped, other, tmp_path / "told", resume=True, progress=False)
+
+
+def test_labels_are_dropped_at_the_stated_share() -> None:
+    """Each label alone is kept or zeroed whole; fields without labels draw no random numbers."""
+    count, share = 4000, 0.1
+    condition = torch.stack([torch.ones(count), torch.arange(1.0, 1 + count)], dim=1)
+    fields = Fields(torch.randn(count, 1, 4), condition)
+    generator = torch.Generator().manual_seed(0)
+    dropped = training._drop_labels(fields, share, generator)
+    assert dropped.x is fields.x
+    null = (dropped.condition == 0).all(1)
+    assert torch.equal(dropped.condition[~null], condition[~null])
+    # a binomial of 4000: standard error 0.0047; four of them, one false alarm in 16,000
+    assert abs(float(null.float().mean()) - share) < 4 * math.sqrt(share * (1 - share) / count)
+    assert not torch.equal(null, (training._drop_labels(fields, share, generator)[1] == 0).all(1))
+    assert torch.equal(training._drop_labels(fields, 0.0, generator).condition, condition)
+    assert (training._drop_labels(fields, 1.0, generator).condition == 0).all()
+    state = generator.get_state()
+    plain = Fields.of(fields.x)
+    assert training._drop_labels(plain, share, generator) is plain
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_what_the_network_is_told_in_training(monkeypatch, tmp_path) -> None:
+    """A network that records its conditions: some dropped in learning, none in judging."""
+    data = seasonal(lognormal_fields(64, 3, seed=1), seed=3)
+    denoiser = make_denoiser(data.x, conditions=1)
+    told: dict[bool, list[Tensor]] = {True: [], False: []}
+    forward = SphericalOperator.forward
+
+    def record(self, u: Tensor, log_noise: Tensor, condition: Tensor) -> Tensor:
+        told[torch.is_grad_enabled()].append(condition[:, 0])
+        return forward(self, u, log_noise, condition)
+
+    monkeypatch.setattr(SphericalOperator, "forward", record)
+    config = dataclasses.replace(SHORT, batch=32, label_dropout=0.3)
+    train(denoiser, data, data, config, tmp_path, progress=False)
+    learnt, judged = (torch.cat(told[key]) for key in (True, False))
+    assert len(learnt) == 24 * 32
+    assert (judged != 0).all()
+    # 768 draws: standard error 0.0165; four of them, one false alarm in 16,000
+    assert abs(float((learnt == 0).float().mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 768)
+    assert set(learnt.tolist()) == {-1.0, 0.0, 1.0}
+
+
+def test_a_resumed_training_with_labels_has_the_same_bits(one_thread, tmp_path) -> None:
+    data = seasonal(lognormal_fields(40, 3, seed=1), seed=3)
+    whole, parts = (make_denoiser(data.x, conditions=1) for _ in range(2))
+    train(whole, data, data, SHORT, tmp_path / "whole", progress=False)
+    step = training._take_step
+
+    def stop(learners, state, *rest):
+        if state.step == 13:
+            raise KeyboardInterrupt
+        return step(learners, state, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_take_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, data, data, SHORT, tmp_path / "parts", progress=False)
+    train(parts, data, data, SHORT, tmp_path / "parts", resume=True, progress=False)
+    assert same_tensors(whole.network.state_dict(), parts.network.state_dict())
 
 
 def test_errors_of_conditions(fields, tmp_path) -> None:
