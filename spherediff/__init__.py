@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         posterior,
         process,
         train,
+        twisted,
         vector,
     )
     from spherediff.chaos import Chaos, ChaosDensity
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     )
     from spherediff.gaussian import GaussianField, MultivariateGaussianField
     from spherediff.grids import GaussLegendre, Grid, HEALPix, LatLon, Points
+    from spherediff.kriging import Kriging
     from spherediff.model import Model
+    from spherediff.observe import Observation
     from spherediff.process import (
         ConstantRate,
         FractionalOrnsteinUhlenbeck,
@@ -73,6 +76,7 @@ _MODULES = (
     "posterior",
     "process",
     "train",
+    "twisted",
     "vector",
 )
 _HOME = {
@@ -92,6 +96,7 @@ _HOME = {
     "Grid": "grids",
     "HEALPix": "grids",
     "Heun": "sample",
+    "Kriging": "kriging",
     "LatLon": "grids",
     "LinearSPDE": "process",
     "LogSNR": "process",
@@ -99,6 +104,7 @@ _HOME = {
     "Model": "model",
     "MultivariateGaussianField": "gaussian",
     "NeuralDenoiser": "denoise",
+    "Observation": "observe",
     "OrnsteinUhlenbeck": "process",
     "Points": "grids",
     "PowerLaw": "spectra",
@@ -126,6 +132,7 @@ __all__ = [
     "Grid",
     "HEALPix",
     "Heun",
+    "Kriging",
     "LatLon",
     "LinearSPDE",
     "LogSNR",
@@ -133,6 +140,7 @@ __all__ = [
     "Model",
     "MultivariateGaussianField",
     "NeuralDenoiser",
+    "Observation",
     "OrnsteinUhlenbeck",
     "Points",
     "PowerLaw",
@@ -156,6 +164,7 @@ __all__ = [
     "posterior",
     "process",
     "train",
+    "twisted",
     "vector",
 ]
 
