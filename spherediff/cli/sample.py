@@ -39,19 +39,20 @@ class Sample:
     output.  Unless the model is told the year, that of the dates has no meaning.  Sample k is the
     same whatever the count.
 
+    --given draws maps that agree with what is known of one map: a table of stations (.csv with
+    columns latitude, longitude, and the variables by name), or a map with missing values or of low
+    resolution (NetCDF, FITS, …).  Standard errors are read from VARIABLE_error, else taken as 5 %
+    of the variable's standard deviation.  The date is that of the file, or --where month=.
+
     For example, daily weather from the bundled model; 64 maps on a 2.5° grid; January on HEALPix;
-    the coefficients; and the Julys of a model that is told the year, these years exaggerated:
+    the coefficients; Julys of a model that is told the year, these years exaggerated; and weather
+    that agrees with stations:
       spherediff sample --model speedy-daily --output weather.nc
       spherediff sample --model winds-model --count 64 --grid 2.5 --output samples.nc
       spherediff sample --model winds-model --where month=1 --nside 64 --output january.fits
       spherediff sample --model winds-model --count 1000 --output samples.safetensors
       spherediff sample --model ensemble-model --where month=7 year=1950,1951 --guidance 2 \
           --output julys.nc
-
-    --given draws maps that agree with what is known of one map: a table of stations (.csv with
-    columns latitude, longitude, and the variables by name), or a map with missing values or of low
-    resolution (NetCDF, FITS, …).  Standard errors are read from VARIABLE_error, else taken as 5 %
-    of the variable's standard deviation.  The date is that of the file, or --where month=:
       spherediff sample --model speedy-daily --given stations.csv --where month=7 --output maps.nc
 
     Attributes:
