@@ -83,7 +83,9 @@ def truncated(model: Model, ds: xr.Dataset, grid: LatLon) -> xr.Dataset:
     return model.encoder.decode(model.encoder.encode(ds), grid, ds.time)
 
 
-def drawn(model: Model, dates: xr.DataArray, grid: LatLon, options: argparse.Namespace):
+def drawn(
+    model: Model, dates: xr.DataArray, grid: LatLon, options: argparse.Namespace
+) -> xr.Dataset:
     """Maps for every month, the dates of the test years in it over and over."""
     months = dates.dt.month.values
     wanted = [np.resize(np.flatnonzero(months == k), options.maps) for k in np.unique(months)]
