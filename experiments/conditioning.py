@@ -46,7 +46,7 @@ from spherediff.denoise import Denoiser
 from spherediff.grids import GaussLegendre, LatLon, Points
 from spherediff.kriging import Kriging
 from spherediff.model import Model
-from spherediff.observe import Coefficients, Observation, Operator, Values
+from spherediff.observe import Coefficients, Dense, Observation, Operator, Values
 from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_reference
 from spherediff.sample import ProbabilityFlow
 
@@ -200,7 +200,7 @@ def main() -> None:
         label = model.labels.encode({"time": date}, 1)[0]
         denoiser = model.denoiser.given(label) if len(label) else model.denoiser
         operator, error = cases(model)[name](k)
-        observation = observed(operator, error, truth[k], seed=k)
+        observation = observed(Dense(operator), error, truth[k], seed=k)
         drawn = draw(model, denoiser, observation, options)
         real = physical(model, truth[k : k + 1], date, grid)[0]
         judged = in_gap(grid) if name == "gap" else np.ones(grid.shape, bool)

@@ -12,6 +12,7 @@ their correlations, which it knows worse (:meth:`~spherediff.covariance.Covarian
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,10 +27,11 @@ from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
+from spherediff.data.amplitude import with_local_variance
 from spherediff.denoise import Denoiser, GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
-from spherediff.observe import Observation
+from spherediff.observe import Dense, Observation
 from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_reference
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
@@ -39,6 +41,7 @@ CONFIG = "model.json"
 _FORMAT = 3
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
+_DENSE = 2**26  # numbers in a matrix of observations that is made to save time
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
 
@@ -119,7 +122,7 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
-        covariance = _correlated(coefficients, variance, network.lmax)
+        covariance = _correlated(encoder, coefficients, variance, network.lmax)
         operator = operator.to(device)
         denoiser = _denoiser(operator, schedule, mean, covariance, spectrum, device)
         return cls(encoder, denoiser, labels)
@@ -154,7 +157,8 @@ class Model:
             first, last = N * k // _PARTS, N * (k + 1) // _PARTS
             others = torch.cat([coefficients[:first], coefficients[last:]])
             mean, variance, _ = archive_moments(others)
-            learners.append(self._learner(mean, _correlated(others, variance, lmax)))
+            covariance = _correlated(self.encoder, others, variance, lmax)
+            learners.append(self._learner(mean, covariance))
         return learners
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
@@ -208,6 +212,11 @@ class Model:
             raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
         if guidance != 1 and not self.labels.size:
             raise ValueError(f"guidance {guidance:g} needs labels, but the model is told nothing")
+        if (
+            given is not None
+            and given.values.numel() * math.prod(given.operator.event_shape) < _DENSE
+        ):
+            given = Observation(Dense(given.operator), given.values, given.noise_std)
         start = None if given is None else posterior_reference(self.denoiser.reference, given)
         draws = []
         for told in self._told(count, time, labels or {}, guidance).split(batch):
@@ -332,10 +341,15 @@ def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
 
 
-def _correlated(coefficients: Tensor, variance: Tensor, lmax: int) -> Covariance:
-    """Variances of all degrees, correlations of those up to ``lmax``, which the network knows."""
+def _correlated(encoder: Encoder, x: Tensor, variance: Tensor, lmax: int) -> Covariance:
+    """Variances of all degrees, correlations of those up to ``lmax``, which the network knows.
+
+    Fields that are not divided by their local amplitude have their local variances.
+    """
     n = harmonics.count(lmax)
-    low = Covariance.principal(coefficients[..., :n], variance[:, :n])
+    low = Covariance.principal(x[..., :n], variance[:, :n])
+    undivided = [c for c in encoder.channels.scalars if not encoder.amplitude.log_std[c].any()]
+    low = with_local_variance(low, x[..., :n], undivided)
     diagonal = torch.cat([low.diagonal, variance[:, n:]], -1)
     return Covariance(diagonal, torch.nn.functional.pad(low.factor, (0, variance.shape[1] - n)))
 

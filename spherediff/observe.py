@@ -9,6 +9,7 @@ a grid, w the weights of a region times the areas of the points, b_ℓ a gain pe
     Means          (Hx)_k = Σ_j w_kj (S_c x)_j / Σ_j w_kj
     Coefficients   (Hx)_i = x_i                        of selected coefficients
     Filtered       Hx = H'(b x)                        a beam or another smoothing before H'
+    Dense          Hx = H'x                            by a matrix
     Stacked        Hx = (H'x, H''x, …)
 
 A subclass of :class:`Operator` has ``event_shape``, ``size``, H and Hᵀ on plain tensors.
@@ -29,6 +30,8 @@ from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff.grids import Grid
 from spherediff.vector import VectorTransform
+
+_ROWS = 64  # of a matrix made at once
 
 
 class Operator(ABC):
@@ -328,6 +331,25 @@ class Filtered(Operator):
 
     def _transpose(self, y: Tensor) -> Tensor:
         return harmonics.expand(self.gain.to(y)) * self.operator.adjoint(y)
+
+
+class Dense(Operator):
+    """An operator as a matrix: the same numbers, quicker where it is applied again and again.
+
+    Args:
+        operator: of moderate size; m·n numbers are kept, float64.
+    """
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__(operator.event_shape, operator.size)
+        rows = [operator.adjoint(part) for part in torch.eye(self.size).double().split(_ROWS)]
+        self.matrix = torch.cat(rows).flatten(1)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return x.flatten(-len(self.event_shape)) @ self.matrix.to(x).T
+
+    def _transpose(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y)).unflatten(-1, self.event_shape)
 
 
 class Stacked(Operator):

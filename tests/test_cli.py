@@ -741,6 +741,14 @@ def test_info_on_an_archive(folder, capsys):
     assert abs(value - 1.0) < 4 * error + 0.06
 
 
+def test_info_on_a_bundled_model(capsys):
+    assert run("info", "speedy-daily") == 0
+    out = capsys.readouterr().out
+    assert "variable    pr [mm/day]" in out
+    assert "labels      " in out
+    assert "Season" in out
+
+
 def test_info_on_a_model(folder, capsys):
     assert run("info", folder / "model") == 0
     text = capsys.readouterr().out

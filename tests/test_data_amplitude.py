@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from spherediff import harmonics
-from spherediff.covariance import shrunk_variance
-from spherediff.data.amplitude import Amplitude, _held_out_log_likelihood
+from spherediff.covariance import Covariance, shrunk_variance
+from spherediff.data.amplitude import (
+    Amplitude,
+    _held_out_log_likelihood,
+    local_variance,
+    with_local_variance,
+)
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.spectra import PowerLaw
@@ -102,6 +107,34 @@ def test_held_out_likelihood_is_that_of_the_dense_gaussian() -> None:
     law = torch.distributions.MultivariateNormal(matrix @ y.mean(0)[0], covariance)
     expected = law.log_prob(x[48:, 0]).mean() + 18 * math.log(2 * math.pi)
     assert _held_out_log_likelihood(x, 2) == pytest.approx(float(expected))
+
+
+def test_a_covariance_gets_the_local_variances_of_fields_and_keeps_its_own() -> None:
+    """Fields three times more variable here than there, and a covariance that has shrunk that."""
+    lmax, samples = 8, 120
+    K = Amplitude(torch.zeros(2, 4, dtype=torch.float64))
+    K.log_std[0, 1:] = torch.tensor([0.6, -0.4, 0.5])
+    field = GaussianField(PowerLaw(1.0, 2.5), lmax, dtype=torch.float64)
+    x = K.multiply(field.sample((samples, 2), generator=torch.Generator().manual_seed(7)))
+    v = shrunk_variance(x)
+    shrunk = Covariance.principal(x, v)
+    found = with_local_variance(shrunk, x, [0])
+    torch.testing.assert_close(found.variance, v)
+    grid = GaussLegendre(lmax)
+    dense = torch.diag(found.diagonal[0]) + found.factor[:, 0].T @ found.factor[:, 0]
+    values = grid.synthesis(torch.eye(81, dtype=torch.float64)).flatten(1)
+    expected = torch.einsum("ip,ij,jp->p", values, dense, values).reshape(grid.shape)
+    torch.testing.assert_close(local_variance(found, grid)[0], expected)
+
+    def error(covariance: Covariance, channel: int) -> float:
+        difference = local_variance(covariance, grid)[channel].log()
+        difference = grid.analysis(difference - grid.synthesis(x[:, channel]).var(0).log(), 4)
+        return float(difference[1:].norm())
+
+    assert error(shrunk, 0) > 0.5
+    assert error(found, 0) < 0.2 * error(shrunk, 0)
+    assert error(found, 1) == pytest.approx(error(shrunk, 1), rel=0.3)
+    assert with_local_variance(shrunk, x, []) is shrunk
 
 
 def test_degree_zero_is_the_identity_and_a_degree_beyond_lmax_is_refused() -> None:

@@ -15,6 +15,7 @@ from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points
 from spherediff.harmonics import count, degrees
 from spherediff.observe import (
     Coefficients,
+    Dense,
     Filtered,
     Means,
     Observation,
@@ -84,6 +85,7 @@ OPERATORS: dict[str, Callable[[int], Operator]] = {
     "coefficients": selected,
     "filtered": filtered,
     "stacked": stacked,
+    "dense": lambda lmax: Dense(stacked(lmax)),
 }
 
 
@@ -208,6 +210,14 @@ def test_stack_is_the_concatenation_and_the_sum_of_transposes() -> None:
     pieces = y.split([part.size for part in H.operators], -1)
     expected = sum(part.adjoint(p) for part, p in zip(H.operators, pieces, strict=True))
     torch.testing.assert_close(H.adjoint(y), expected)
+
+
+def test_dense_gives_the_same_numbers() -> None:
+    for size in (9, 150):  # made in one part and in several
+        operator = Values(stations(size), (2, count(5)), 1)
+        x, y = normal(4, 2, count(5)), normal(3, size)
+        torch.testing.assert_close(Dense(operator)(x), operator(x))
+        torch.testing.assert_close(Dense(operator).adjoint(y), operator.adjoint(y))
 
 
 @pytest.mark.parametrize("fwhm", [0.0, 0.01, 0.3])

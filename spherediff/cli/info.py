@@ -61,10 +61,13 @@ class Info:
 
     def run(self, invocation: Invocation) -> None:
         """Print."""
+        from spherediff.data.bundled import models
         from spherediff.model import CONFIG
         from spherediff.train import METRICS
 
         folder = Path(self.path[0]) if len(self.path) == 1 else None
+        if folder and not folder.exists():
+            folder = models().get(self.path[0], folder)
         if folder and ((folder / CONFIG).exists() or (folder / METRICS).exists()):
             _describe_model(folder)
         else:
@@ -209,6 +212,8 @@ def _describe_model(folder: Path) -> None:
             say(f"variable    {name} [{units}], standard deviation of anomalies {float(scale):.4g}")
         say(f"transforms  {', '.join(map(_short, encoder.transforms))}")
         say(f"climatology {encoder.climatology!r}")
+        told = ", ".join(map(str, model.labels.parts))
+        say(f"labels      {told or 'none'}")
         say(f"network     {weights:,} weights: {', '.join(f'{k} {v}' for k, v in config.items())}")
         say(f"process     {model.denoiser.process.schedule!r}")
     else:

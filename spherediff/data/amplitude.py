@@ -17,23 +17,31 @@ meandering jet varies by its gradients, and its coefficients are nearer to indep
 So σ is resolved to the degree under which maps that had no part in it are likeliest,
 
     log p(a) = −½ Σ_i [(x_i − μ_i)²/v_i + log 2πv_i] − log det K.
+
+What remains of it is kept in the covariance.  Shrinking correlations makes the local variance
+diag(S Cov Sᵀ) more even than the archive's, although this is known far better than any correlation.
+:func:`with_local_variance` gives it back: rows of the factor U are multiplied by the smooth map
+√(archive's/own local variance), and coefficients then scaled to their variances, a few times.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spherediff import harmonics
 from spherediff._linear import conjugate_gradients
-from spherediff.covariance import shrunk_variance
+from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.grids import GaussLegendre
 
 _TOLERANCE = 1e-12
 _ITERATIONS = 10_000
 _SMALLEST = 1e-3  # of a local standard deviation, relative to the largest
+_MATCHINGS = 3  # each leaves less than a third of the difference
+_ROWS = 256  # fields evaluated at once
 _JUDGED = 5  # the last fifth of the maps judges
 _JUDGED_LMAX = 31  # by degrees up to this one: matrices of at most 1024² numbers
 
@@ -134,6 +142,50 @@ class Amplitude:
     def _multiply(self, x: Tensor, grid: GaussLegendre, weighted_sigma: Tensor) -> Tensor:
         lmax = harmonics.band_limit(x.shape[-1])
         return grid.adjoint(weighted_sigma * grid.synthesis(x), lmax)
+
+
+def with_local_variance(covariance: Covariance, x: Tensor, channels: Sequence[int]) -> Covariance:
+    """A covariance with the local variances of fields, smoothed to half the band limit.
+
+    What D has in the channels becomes rows of U, (1, 0, …), (0, 1, 0, …), … times √D, so that all
+    of their variance is multiplied.
+
+    Args:
+        covariance: D + UᵀU of fields (channels, n).
+        x: the fields, shape (samples, channels, n).
+        channels: those to change; the variances of all coefficients stay as they are.
+    """
+    if not channels:
+        return covariance
+    lmax = harmonics.band_limit(x.shape[-1])
+    grid = GaussLegendre(lmax)
+    wanted = grid.synthesis(x.double()).var(0).log()
+    variance, chosen = covariance.variance, torch.zeros(x.shape[1], 1, dtype=torch.float64)
+    chosen[list(channels)] = 1
+    own = torch.diag((chosen * covariance.diagonal.double()).sqrt().flatten())
+    factor = torch.cat([covariance.factor.flatten(1), own[own.any(1)]])
+    factor = torch.linalg.qr(factor, mode="r").R.unflatten(1, variance.shape)
+    covariance = Covariance((1 - chosen) * covariance.diagonal, factor)
+    for _ in range(_MATCHINGS):
+        excess = wanted - local_variance(covariance, grid).log()
+        b = 0.5 * chosen * harmonics.resize(grid.analysis(excess, lmax), lmax // 2)
+        b[:, 0] = 0
+        factor = Amplitude(b).multiply(covariance.factor)
+        scale = (variance / (covariance.diagonal + factor.square().sum(0))).sqrt()
+        covariance = Covariance(scale.square() * covariance.diagonal, scale * factor)
+    return covariance
+
+
+def local_variance(covariance: Covariance, grid: GaussLegendre) -> Tensor:
+    """Variance of the field at every point of a grid, shape (channels, nlat, nlon), float64."""
+    n = covariance.diagonal.shape[-1]
+    D, eye = covariance.diagonal.double(), torch.eye(n, dtype=torch.float64)
+    total = torch.zeros(len(D), *grid.shape, dtype=torch.float64)
+    for part in torch.arange(n).split(_ROWS):
+        total += torch.tensordot(D[:, part], grid.synthesis(eye[part]).square(), 1)
+    for U in covariance.factor.split(_ROWS):
+        total += grid.synthesis(U.double()).square().sum(0)
+    return total
 
 
 def _held_out_log_likelihood(a: Tensor, degree: int) -> float:
