@@ -406,7 +406,7 @@ def _check_fields(denoiser: NeuralDenoiser, given: Fields, name: str) -> None:
     bad = int((~torch.isfinite(fields)).sum())
     if bad:
         raise ValueError(f"{bad} of {fields.numel()} {name} coefficients are not finite")
-    if not (denoiser.covariance.diagonal > 0).all():
+    if not (denoiser.covariance.variance > 0).all():
         raise ValueError("every coefficient needs a positive variance; lower lmax or floor it")
 
 

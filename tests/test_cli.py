@@ -744,7 +744,7 @@ def test_info_on_an_archive(folder, capsys):
 def test_info_on_a_bundled_model(capsys):
     assert run("info", "speedy-daily") == 0
     out = capsys.readouterr().out
-    assert "variable    pr [mm/day]" in out
+    assert "variable    pr [mm day-1]" in out
     assert "labels      " in out
     assert "Season" in out
 
