@@ -11,11 +11,11 @@ variable's standard deviation:
     stations    at 50, 200 and 1,000 places, at random over the sphere
     downscaling all coefficients up to degree 10, nearly exactly
 
-Draws by the model (pseudoinverse guidance, from the Gaussian posterior, by the reverse SDE) are compared with
-draws by kriging under the best Gaussian law, the model's own reference, in physical units: fair
-CRPS, root mean square error of the mean, spread over skill (1 is calibrated), and how often 50 %
-and 90 % intervals hold the truth.  OUT/conditioning-VARIABLE.md has the table, .png the fields of
-one day, -ranks.png the rank histograms.
+Draws by the model (pseudoinverse guidance, from the Gaussian posterior, by the reverse SDE) are
+compared with draws by kriging under the best Gaussian law, the model's own reference, in physical
+units: fair CRPS, root mean square error of the mean, spread over skill (1 is calibrated), and how
+often 50 % and 90 % intervals hold the truth.  OUT/conditioning-VARIABLE.md has the table, .png the
+fields of one day, -ranks.png the rank histograms.
 """
 
 from __future__ import annotations
