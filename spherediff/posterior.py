@@ -22,7 +22,8 @@ F of the denoiser, J = ∂F/∂z and whitened sensitivities L = R^{−1/2} H √
     (1 + L K Lᵀ) u = R^{−1/2} (y − Hm),    K = 1 + tan ψ Jᵀ or 1,
 
 free of units at every time, so that single precision will do when σ → 0.  The system is solved by
-conjugate gradients in the space of the data, J entering by vector-Jacobian products.
+conjugate gradients in the space of the data, J entering by vector-Jacobian products, preconditioned
+by (1 + LLᵀ)⁻¹ for a few thousand coefficients.
 
 F_y is the residual of a :class:`~spherediff.denoise.Denoiser` like any other: the samplers of
 :mod:`spherediff.sample` take it as it is.  By default its reference is that of the prior.  Where
@@ -40,6 +41,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -52,6 +54,8 @@ from spherediff.denoise import Denoiser
 from spherediff.observe import Observation
 from spherediff.reference import CorrelatedReference, Reference
 
+_DENSE = 4096  # coefficients up to which a matrix of them is factorised at each time
+_ROWS = 256  # fields observed at once
 _SMALLEST_SHARE = 1e-12  # of a coefficient's prior variance that observations leave
 
 
@@ -150,9 +154,7 @@ class PosteriorDenoiser(Denoiser):
             innovation: in units of √R, shape (*batch, m).
             L: the sensitivities.
         """
-        found = conjugate_gradients(
-            lambda u: u + L(L.adjoint(u)), innovation, self.tolerance, self.max_iterations
-        )
+        found = self._solve(lambda u: u + L(L.adjoint(u)), innovation, L)
         if self._unsolved(found).any():
             warnings.warn(
                 f"{type(self).__name__} did not converge: relative residual "
@@ -161,6 +163,32 @@ class PosteriorDenoiser(Denoiser):
                 stacklevel=2,
             )
         return found.solution
+
+    def _solve(self, system: Map, b: Tensor, L: Sensitivity) -> Solution:
+        """Conjugate gradients, with (1 + LLᵀ)⁻¹ as preconditioner where that is affordable."""
+        preconditioner = None
+        if L.std.numel() == self._size <= _DENSE:
+            preconditioner = L.woodbury(self._information)
+        return conjugate_gradients(
+            system, b, self.tolerance, self.max_iterations, preconditioner=preconditioner
+        )
+
+    @cached_property
+    def _information(self) -> Tensor:
+        """HᵀR⁻¹H in the modes of the reference, float64, shape (n, n)."""
+        reference = self.reference
+        white = torch.eye(self._size).to(reference.mean).reshape(-1, *self.process.event_shape)
+        operator, noise_std = self.observation.operator, self.observation.noise_std.double()
+        parts = [
+            operator(reference.coefficients(rows).double()) / noise_std.to(rows.device)
+            for rows in white.split(_ROWS)
+        ]
+        G = torch.cat(parts)
+        return G @ G.T
+
+    @property
+    def _size(self) -> int:
+        return math.prod(self.process.event_shape)
 
     def _unsolved(self, found: Solution) -> Tensor:
         """Which systems were not solved; rounding alone may add to a residual at the end."""
@@ -194,7 +222,7 @@ class MomentMatching(PosteriorDenoiser):
             w = L.adjoint(u)
             return u + L(w + curvature(w))
 
-        found = conjugate_gradients(system, innovation, self.tolerance, self.max_iterations)
+        found = self._solve(system, innovation, L)
         unsolved = self._unsolved(found)
         if not unsolved.any():
             return found.solution
@@ -247,6 +275,20 @@ class Sensitivity:
 
     def adjoint(self, u: Tensor) -> Tensor:
         return self.std * self._transpose(self.operator.adjoint(u / self.noise_std))
+
+    def woodbury(self, information: Tensor) -> Map:
+        """(1 + LLᵀ)⁻¹ = 1 − L (1 + LᵀL)⁻¹ Lᵀ, from HᵀR⁻¹H in modes; one time for all states."""
+        std = self.std.double().flatten()
+        factor = torch.linalg.cholesky(
+            torch.eye(len(std)).to(information) + std[:, None] * information * std
+        )
+
+        def apply(b: Tensor) -> Tensor:
+            w = self.adjoint(b)
+            flat = w.double().reshape(-1, len(std)).T
+            return b - self(torch.cholesky_solve(flat, factor).T.reshape(w.shape).to(w))
+
+        return apply
 
     def innovation(self, m: Tensor) -> Tensor:
         """R^{−1/2} (y − Hm)."""

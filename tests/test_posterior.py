@@ -635,7 +635,20 @@ def test_degrees_that_are_pure_noise(scheme: type[PosteriorDenoiser]) -> None:
     torch.testing.assert_close(found.double(), expected.expand(2, 9), rtol=1e-3, atol=1e-3)
 
 
-def test_errors() -> None:
+def test_many_coefficients_are_solved_without_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a few thousand there is no preconditioner; the answer is the same."""
+    process = make_process("two channels")
+    observation = observe(process, 0.03)
+    z = torch.randn(5, *process.event_shape, dtype=torch.float64)
+    for scheme in (MomentMatching, PseudoinverseGuidance):
+        found = scheme(make_mixture(process), observation, tolerance=1e-10).residual(z, 0.4)
+        with monkeypatch.context() as patch:
+            patch.setattr("spherediff.posterior._DENSE", 0)
+            plain = scheme(make_mixture(process), observation, tolerance=1e-10, max_iterations=999)
+            torch.testing.assert_close(plain.residual(z, 0.4), found, rtol=1e-6, atol=1e-6)
+
+
+def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     process = make_process("one channel")
     denoiser = make_mixture(process)
     with pytest.raises(
@@ -646,6 +659,7 @@ def test_errors() -> None:
         TwistedSampler(denoiser, observe(process, 0.1), particles=1)
     with pytest.raises(TypeError, match="each at a rate of its own"):
         posterior_reference(make_mixture(make_process("SPDE")).reference, observe(process, 0.1))
+    monkeypatch.setattr("spherediff.posterior._DENSE", 0)
     hurried = MomentMatching(denoiser, observe(process, 1e-3), max_iterations=1)
     with pytest.warns(UserWarning, match="MomentMatching did not converge: relative residual"):
         hurried(normal(2, 9), 0.4)
