@@ -9,14 +9,14 @@ parts: what the error makes of T_c, T_c(r + e) − T_c(r), and what a reading se
 not, the variance of degrees beyond its lmax (the error of representativeness), taken to be
 independent from place to place.
 
-| file | what |
-|---|---|
-| .csv | stations: columns ``latitude``, ``longitude`` (degrees) and one for each variable, headed by its name or ``name [units]``; the standard error in ``name_error``; ``time`` |
-| NetCDF, Zarr, GRIB, FITS | one map, missing where nothing is known; the standard error in a variable ``name_error`` |
+Files are tables of stations (.csv), with columns ``latitude``, ``longitude`` (degrees) and one for
+each variable, headed by its name or ``name [units]``, the standard error in ``name_error``, the
+date in ``time``; or one map (NetCDF, Zarr, GRIB, HEALPix FITS), missing where nothing is known, the
+standard error in a variable ``name_error``.
 
 A map on a grid too coarse for the model is taken to hold the degrees that its grid can, and no
 others: H cuts off at these.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
