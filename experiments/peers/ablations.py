@@ -348,6 +348,8 @@ def figure(cards: dict[str, Any], path: Path) -> None:
         axes[0].plot([exponents[n] for n in order], [r["ratio"] for r in rows], "o-", label=label)
     axes[0].axhline(1, color="black", lw=0.8)
     axes[0].set(ylabel="distance / noise floor", yscale="log")
+    for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        which("{x:g}")
     axes[0].legend(fontsize=8)
     for what in ("coefficients", "maps"):
         rows = [
@@ -360,6 +362,7 @@ def figure(cards: dict[str, Any], path: Path) -> None:
     axes[1].legend(fontsize=8, title="classifier on")
     for ax in axes:
         ax.set_xlabel("k: noise spectrum = archive's × (1 + ℓ)^k")
+        ax.set_xticks([exponents[n] for n in order])
     fig.suptitle("Noise smoother (k < 0) and rougher (k > 0) than the data")
     with atomic_write(path) as temporary:
         fig.savefig(temporary, format="png", dpi=150)
