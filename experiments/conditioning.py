@@ -196,12 +196,13 @@ def main() -> None:
     scores: dict[tuple[str, str], Scores] = {}
     shown: dict[str, list[Array]] = {}
     start = time.perf_counter()
-    todo = [(name, k) for name in cases(model) for k in range(options.days)]
+    observing = cases(model)
+    todo = [(name, k) for name in observing for k in range(options.days)]
     for name, k in tqdm(todo, desc=encoder.names[0]):
         date = test.time.isel(time=days[k : k + 1])
         label = model.labels.encode({"time": date}, 1)[0]
         denoiser = model.denoiser.given(label) if len(label) else model.denoiser
-        operator, error = cases(model)[name](k)
+        operator, error = observing[name](k)
         observation = observed(Dense(operator), error, truth[k], seed=k)
         drawn = draw(model, denoiser, observation, options)
         real = physical(model, truth[k : k + 1], date, grid)[0]

@@ -176,14 +176,7 @@ class PosteriorDenoiser(Denoiser):
     @cached_property
     def _information(self) -> Tensor:
         """HᵀR⁻¹H in the modes of the reference, float64, shape (n, n)."""
-        reference = self.reference
-        white = torch.eye(self._size).to(reference.mean).reshape(-1, *self.process.event_shape)
-        operator, noise_std = self.observation.operator, self.observation.noise_std.double()
-        parts = [
-            operator(reference.coefficients(rows).double()) / noise_std.to(rows.device)
-            for rows in white.split(_ROWS)
-        ]
-        G = torch.cat(parts)
+        G = _observed(self.observation, self.reference.coefficients(_modes(self.reference)))
         return G @ G.T
 
     @property
@@ -206,15 +199,7 @@ class MomentMatching(PosteriorDenoiser):
     the field all but unknown.  States whose system conjugate gradients do not solve have P in place
     of V in A, as :class:`PseudoinverseGuidance` has.
 
-    Args:
-        denoiser: m(x, t) of the prior, differentiable in x.
-        observation: H, y and √R.
-        tolerance: relative residual of the linear system in units of √R, at which conjugate
-            gradients stop.
-        max_iterations: largest number of iterations.
-
-    Raises:
-        ValueError: observations of states of another shape.
+    Arguments and errors are those of :class:`PosteriorDenoiser`.
     """
 
     def _explain(self, innovation: Tensor, L: Sensitivity, curvature: Map) -> Tensor:
@@ -237,15 +222,7 @@ class PseudoinverseGuidance(PosteriorDenoiser):
     the covariance P of the denoiser's Gaussian reference in place of a multiple of the identity.
     Exact for data of the reference's law; one vector-Jacobian product a state.
 
-    Args:
-        denoiser: m(x, t) of the prior, differentiable in x.
-        observation: H, y and √R.
-        tolerance: relative residual of the linear system in units of √R, at which conjugate
-            gradients stop.
-        max_iterations: largest number of iterations.
-
-    Raises:
-        ValueError: observations of states of another shape.
+    Arguments and errors are those of :class:`PosteriorDenoiser`.
     """
 
     def _explain(self, innovation: Tensor, L: Sensitivity, curvature: Map) -> Tensor:
@@ -345,12 +322,10 @@ def posterior_reference(reference: Reference, observation: Observation) -> Corre
         TypeError: a process whose degrees decay each at a rate of its own.
     """
     event = reference.process.event_shape
-    n = math.prod(event)
-    white = torch.eye(n).to(reference.std).reshape(n, *event)
-    rows = reference.coefficients(reference.std * white).double()  # of √Sᵀ
+    rows = reference.coefficients(reference.std * _modes(reference)).double()  # of √Sᵀ
     noise_std = observation.noise_std.to(rows)
-    G = observation.operator(rows) / noise_std  # transposed, (n, m)
-    factor = torch.linalg.cholesky(torch.eye(n).to(G) + G @ G.T)
+    G = _observed(observation, rows)
+    factor = torch.linalg.cholesky(torch.eye(len(G)).to(G) + G @ G.T)
     U = torch.linalg.solve_triangular(factor, rows.flatten(1), upper=False)
     mean = reference.mean.to(rows).expand(event)
     innovation = (observation.values.to(rows) - observation.operator(mean)) / noise_std
@@ -359,5 +334,17 @@ def posterior_reference(reference: Reference, observation: Observation) -> Corre
     return CorrelatedReference(
         reference.process,
         (mean + shift.reshape(event)).to(reference.mean),
-        Covariance(floor, U.reshape(n, *event)),
+        Covariance(floor, U.reshape(rows.shape)),
     )
+
+
+def _modes(reference: Reference) -> Tensor:
+    """Every mode of a reference by itself, (n, *event_shape)."""
+    event = reference.process.event_shape
+    return torch.eye(math.prod(event)).to(reference.std).reshape(-1, *event)
+
+
+def _observed(observation: Observation, fields: Tensor) -> Tensor:
+    """R^{−1/2} H of many fields, float64, (fields, m)."""
+    parts = [observation.operator(part) for part in fields.double().split(_ROWS)]
+    return torch.cat(parts) / observation.noise_std.to(parts[0])

@@ -7,9 +7,8 @@ a degree of resolution,
     K = SᵀWσS,    σ = exp(Σ_i b_i Y_i),    b_0 = 0,
 
 a symmetric positive definite matrix with eigenvalues between min σ and max σ, the identity if σ is
-resolved to degree 0.  So K⁻¹ exists for
-every field, and conjugate gradients find it.  What is left, x = K⁻¹a, has about the same variance
-everywhere.
+resolved to degree 0.  So K⁻¹ exists for every field, and conjugate gradients find it.  What is
+left, x = K⁻¹a, has about the same variance everywhere.
 
 Whether that brings a Gaussian with independent coefficients closer to the archive depends on the
 variable: rain and temperature vary by an amplitude of their own from place to place, while a
@@ -99,6 +98,8 @@ class Amplitude:
             ValueError: a degree outside the range from 0 to the band limit.
         """
         finest = cls.fit(anomalies, degree)
+        if degree == 0:
+            return finest
         lmax = min(harmonics.band_limit(anomalies.shape[-1]), _JUDGED_LMAX)
         judged = harmonics.resize(anomalies, lmax)
         candidates = sorted({0, degree // 4, degree // 2, degree})

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.data.archive import grid_of, sample_dimension
+from spherediff.data.climatology import dates_of
 from spherediff.data.encoder import Encoder
 from spherediff.data.read import open as open_archive
 from spherediff.grids import GaussLegendre, Grid, Points
@@ -117,7 +118,7 @@ def observe(readings: Sequence[Reading], encoder: Encoder, time: Any = None) -> 
     """
     if not readings:
         raise ValueError("expected at least one reading to condition on")
-    dates = None if time is None else xr.DataArray(np.atleast_1d(np.asarray(time)), dims="sample")
+    dates = None if time is None else dates_of(time, 1)
     climatology = encoder.climatology_at(dates, 1)[0]
     unresolved = representativeness(encoder)
     operators, values, errors = [], [], []
