@@ -174,7 +174,7 @@ class FieldNetwork(nn.Module):
         # far out the drift confines because it is cubic: what is added to it must not be
         bounded = drift * (1 + drift.square().mean(1, keepdim=True) / 9).rsqrt()
         low = torch.stack([z, bounded], 1)
-        return harmonics.resize(self.operator(low, log_time)[:, 0], self.phi4.field.lmax)
+        return harmonics.resize(self.operator(low, low, log_time)[:, 0], self.phi4.field.lmax)
 
 
 def measures(settings: Settings) -> tuple[Phi4, Phi4]:

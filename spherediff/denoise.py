@@ -340,23 +340,28 @@ class ChaosDenoiser(Denoiser):
 
 
 class NeuralDenoiser(torch.nn.Module, Denoiser):
-    """A network, preconditioned in every coefficient: m = w + √p ⊙ F(z, log(s/α)).
+    """A network, preconditioned in every coefficient: m = w + √p ⊙ F(z, w, log(s/α)).
 
     The reference N(μ, v) has the mean and variance of the data's coefficients.  So z, the input of
     the network, has unit variance, and so has for Gaussian data its target, (X_0 − w)/√p, at every
     scale and every time; F = 0 is already the exact Gaussian emulator
-    (:mod:`spherediff.reference`).
+    (:mod:`spherediff.reference`).  Although w follows from z, the network is shown both: w is the
+    field itself as far as it is known, in which it can see what values are possible at a place,
+    such as no rain, where z has all degrees made equal.
 
     Args:
         process: the forward process, with a channel axis: event shape (channels, n).
-        network: maps (B, channels, n), log(s/α) of shape (B,) and, if there is one, the condition
-            of shape (B, k) to (B, channels, n).
+        network: maps z and w − μ, the latter in its ``unit``, both of shape (B, channels, n),
+            log(s/α) of shape (B,) and, if there is one, the condition of shape (B, k) to F, shape
+            (B, channels, n).
         mean: μ, shape (channels, n).
         covariance: of the data; a variance per coefficient v ≥ 0, shape (channels, n), or a
             diagonal plus low-rank :class:`~spherediff.covariance.Covariance`, whose correlations
             the reference then has too.
         condition: what the law depends on besides, a label (:mod:`spherediff.data.labels`) or the
             like, shape (*batch, k).
+        unit: of w − μ for the network, shape (channels, 1); if not given, the data's pointwise
+            standard deviation √(Σ_i v_i/4π).
 
     Raises:
         ValueError: a process without channels, or shapes that do not fit.
@@ -371,6 +376,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         mean: Tensor,
         covariance: Covariance | Tensor,
         condition: Tensor | None = None,
+        unit: Tensor | None = None,
     ) -> None:
         super().__init__()
         if len(process.event_shape) != 2:
@@ -391,6 +397,8 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         place = {"device": process.field.device, "dtype": process.field.dtype}
         self.register_buffer("mean", mean.to(**place))
         self.covariance = Covariance(covariance.diagonal.to(**place), covariance.factor.to(**place))
+        size = (self.covariance.variance.sum(-1, keepdim=True) / (4 * math.pi)).sqrt()
+        self.unit = torch.where(size > 0, size, 1) if unit is None else unit.to(**place)
         self.condition = None if condition is None else condition.to(**place)
         self._reference = (
             CorrelatedReference(process, self.mean, self.covariance)
@@ -417,12 +425,13 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         return reference.estimate(self.residual(z, t), z, t)
 
     def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
-        """F(z, log(s/α)): the network's output."""
+        """F(z, w, log(s/α)): the network's output."""
         log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
         log_noise = log_noise.expand(z.shape[:-1])[..., 0]
-        fields = self._reference.mixed(z)
-        arguments = [fields.reshape(-1, *self.process.event_shape), log_noise.reshape(-1)]
+        seen = (self._reference.mixed(z), self._reference.linear(z, t) / self.unit)
+        arguments = [fields.reshape(-1, *self.process.event_shape) for fields in seen]
+        arguments.append(log_noise.reshape(-1))
         if self.condition is not None:
             arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
         return self._reference.unmixed(self.network(*arguments).reshape(z.shape))

@@ -28,6 +28,7 @@ from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
 from spherediff.data.amplitude import with_local_variance
+from spherediff.data.static import static_fields
 from spherediff.denoise import Denoiser, GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
@@ -38,7 +39,7 @@ from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
 
 CONFIG = "model.json"
-_FORMAT = 3
+_FORMAT = 4
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
@@ -100,7 +101,8 @@ class Model:
             labels: what the network is told; by default the season if the climatology varies with
                 the time of the year, else nothing.
             network: size of the network; for the encoder's lmax and channels if not given.  Its
-                conditions follow from the labels.  With a smaller lmax it learns the lower
+                conditions follow from the labels, its static fields from the archive
+                (:mod:`spherediff.data.static`).  With a smaller lmax it learns the lower
                 degrees, and the higher ones stay Gaussian.
             schedule: of the forward process.
             seed: of the network's first weights.
@@ -118,10 +120,12 @@ class Model:
         mean, variance, spectrum = archive_moments(coefficients)
         labels = Labels.seasonal(encoder.climatology) if labels is None else labels
         network = network or OperatorConfig(encoder.lmax, len(encoder.names))
-        network = replace(network, conditions=labels.size)
+        static = static_fields(encoder, coefficients, network.lmax)
+        network = replace(network, conditions=labels.size, static=len(static))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
+        operator.start_from(static)
         covariance = _correlated(encoder, coefficients, variance, network.lmax)
         operator = operator.to(device)
         denoiser = _denoiser(operator, schedule, mean, covariance, spectrum, device)
@@ -251,7 +255,7 @@ class Model:
         tensors = {
             "mean": denoiser.mean,
             "variance": denoiser.covariance.diagonal,
-            "factor": denoiser.covariance.factor,
+            "factor": _halved(denoiser.covariance.factor),
             "spectrum": process.field.degree_variance,
         }
         tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
@@ -364,7 +368,14 @@ def _denoiser(
 ) -> NeuralDenoiser:
     lmax = spectrum.shape[-1] - 1
     field = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float32, device=device)
-    return NeuralDenoiser(OrnsteinUhlenbeck(field, schedule), operator, mean, covariance)
+    process, unit = OrnsteinUhlenbeck(field, schedule), torch.ones(len(mean), 1)  # as encoded
+    return NeuralDenoiser(process, operator, mean, covariance, unit=unit)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """In half precision if nothing is lost by it."""
+    half = x.half()
+    return half if torch.equal(half.to(x), x) else x
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

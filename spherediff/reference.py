@@ -97,6 +97,10 @@ class Reference:
         """X_0 = μ + √v y."""
         return self.mean + self.coefficients(self.std * y)
 
+    def linear(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """w − μ = √v cos ψ z, what the best linear denoiser makes of z."""
+        return self.coefficients(self.angle(t).cos * self.std * z)
+
     def estimate(self, residual: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
         """m = μ + √v (cos ψ z + sin ψ F)."""
         cos, sin = self.angle(t)

@@ -84,7 +84,7 @@ class TrainConfig:
 
     steps: int = 2400
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     warmup: int = 50
     weight_decay: float = 1e-2
     clip: float = 1.0
@@ -273,7 +273,9 @@ def train(
         )
     _drop_metrics_after(state.step, directory / METRICS)
     _keep_freed_memory()
-    judge = NeuralDenoiser(denoiser.process, state.average, denoiser.mean, denoiser.covariance)
+    judge = NeuralDenoiser(
+        denoiser.process, state.average, denoiser.mean, denoiser.covariance, unit=denoiser.unit
+    )
     with (
         _deferred_interrupt() as interrupted,
         tqdm(total=config.steps, initial=state.step, desc="training", disable=not progress) as bar,
@@ -363,8 +365,11 @@ def _drop_labels(fields: Fields, share: float, generator: torch.Generator) -> Fi
 def _draw_log_noise(
     denoiser: NeuralDenoiser, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
+    """One level from each of ``batch`` equally likely ranges: every mini-batch sees them all."""
     low, high = denoiser.process.schedule.log_snr_range
-    draw = torch.randn(config.batch, generator=generator, dtype=torch.float64)
+    within = torch.rand(config.batch, generator=generator, dtype=torch.float64)
+    quantile = (torch.arange(config.batch) + within) / config.batch
+    draw = torch.special.ndtri(quantile)
     return (config.log_noise_mean + config.log_noise_std * draw).clamp(-high, -low)
 
 

@@ -168,8 +168,8 @@ class Constant(torch.nn.Module):
         self.value = value
         self.seen: list[torch.Tensor] = []
 
-    def forward(self, u: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
-        self.seen = [u, log_noise]
+    def forward(self, u: torch.Tensor, w: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
+        self.seen = [u, w, log_noise]
         return torch.full_like(u, self.value)
 
 
@@ -183,7 +183,13 @@ def test_preconditioning_is_exact_for_gaussian_data() -> None:
     x = normal(3, 2, 25, seed=2)
     linear = GaussianDenoiser(process, v, mean=mean)
     torch.testing.assert_close(neural(x, t), linear(x, t))
-    torch.testing.assert_close(network.seen[1], process.log_noise(t)[:, 0])
+    torch.testing.assert_close(network.seen[2], process.log_noise(t)[:, 0])
+    # the network sees the linear estimate in units of the data's pointwise standard deviation
+    unit = (v.sum(-1, keepdim=True) / (4 * math.pi)).sqrt()
+    torch.testing.assert_close(network.seen[1], (linear(x, t) - mean) / unit)
+    NeuralDenoiser(process, network, mean, v, unit=torch.tensor([[2.0], [3.0]]))(x, t)
+    by_channel = (linear(x, t) - mean) / torch.tensor([[2.0], [3.0]])
+    torch.testing.assert_close(network.seen[1], by_channel)
 
     # Var(X_0 − w) for w = μ + g(X_t − αμ): (1 − gα)²v + g²σ², which √p must square to
     network.value = 1.0

@@ -418,7 +418,7 @@ def test_the_same_denoisers_and_samplers_serve_channels() -> None:
     process = LinearSPDE(DampedHeat(0.1, 1.0), Tabulated(table), 3, 5.0, dtype=torch.float64)
     data = normal(5, 2, 16, seed=4)
     network = torch.nn.Module()
-    network.forward = lambda u, _: 0.1 * u  # type: ignore[method-assign]
+    network.forward = lambda u, *_: 0.1 * u  # type: ignore[method-assign]
     variance = process.field.variance_per_coefficient
     for denoiser in (
         EmpiricalDenoiser(process, data),

@@ -16,6 +16,7 @@ from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
 from spherediff.data.observations import Standardised
+from spherediff.data.static import static_fields
 from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre, Points
@@ -218,6 +219,16 @@ def test_errors_of_labels(model) -> None:
         draw(members, time="1999-02-03", labels={"member": 1}, guidance=math.nan)
 
 
+def test_the_network_starts_from_what_the_archive_says_of_each_place() -> None:
+    ds = archive(20)
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1))
+    x = encoder.encode(ds)
+    network = Model.build(encoder, x, network=OperatorConfig(3, 2, **TINY)).network
+    static = static_fields(encoder, x, 3)
+    assert network.config.static == len(static) == 2 * (3 + 2)
+    assert torch.equal(network.positional[:, TINY["positional"] :], static.T)
+
+
 def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:
     ds = archive()
     encoder = Encoder.fit(ds, lmax=LMAX)
@@ -307,6 +318,22 @@ def test_a_saved_model_loads_to_the_same_bits(schedule, tmp_path) -> None:
     xr.testing.assert_identical(loaded.encoder.decode(x, grid), model.encoder.decode(x, grid))
 
 
+def test_a_factor_of_half_precision_is_stored_in_half_precision(model, tmp_path) -> None:
+    known = model.denoiser
+    sizes = []
+    for k, factor in enumerate([known.covariance.factor, known.covariance.factor.half().float()]):
+        covariance = Covariance(known.covariance.diagonal, factor)
+        denoiser = NeuralDenoiser(
+            known.process, known.network, known.mean, covariance, unit=known.unit
+        )
+        one = Model(model.encoder, denoiser, model.labels)
+        one.save(tmp_path / str(k))
+        assert torch.equal(Model.load(tmp_path / str(k)).denoiser.covariance.factor, factor)
+        sizes.append(weights_of(tmp_path / str(k)).stat().st_size)
+    saved = sizes[0] - sizes[1]
+    assert saved == pytest.approx(2 * known.covariance.factor.numel(), rel=0.05)  # and headers
+
+
 def test_saving_again_replaces_the_model(model, saved) -> None:
     other = build()
     with torch.no_grad():
@@ -370,7 +397,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 3"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 4"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),

@@ -101,10 +101,11 @@ def test_transforms_stay_in_single_precision_under_autocast() -> None:
 
 def test_operator_runs_in_mixed_precision() -> None:
     operator = trained_like(5, 2).float()
-    u, log_noise = normal(3, 2, 36, dtype=torch.float32), torch.tensor([-1.0, 0.0, 1.0])
-    expected = operator(u, log_noise)
+    u, w = normal(2, 3, 2, 36, dtype=torch.float32)
+    log_noise = torch.tensor([-1.0, 0.0, 1.0])
+    expected = operator(u, w, log_noise)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = operator(u, log_noise)
+        found = operator(u, w, log_noise)
     found.square().sum().backward()
     # bfloat16 has 8 bits: errors of about 1 % of the output's size
     assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
@@ -148,12 +149,14 @@ def test_spectral_convolution_commutes_with_every_rotation() -> None:
 def test_operator_commutes_with_rotations_about_the_axis_unless_places_matter() -> None:
     lmax, points = 5, 12
     operator = trained_like(lmax, 2, oversampling=1.0)
-    u, log_noise = normal(3, 2, harmonics.count(lmax)), torch.tensor([-1.0, 0.0, 2.0]).double()
+    u, w = normal(2, 3, 2, harmonics.count(lmax))
+    log_noise = torch.tensor([-1.0, 0.0, 2.0]).double()
     angle = 2 * math.pi * 5 / points  # a whole number of grid spacings
 
     def asymmetry() -> float:
-        turned = operator(rotate(u, angle, 0, 0), log_noise)
-        return (turned - rotate(operator(u, log_noise).detach(), angle, 0, 0)).abs().max().item()
+        turned = operator(*(rotate(fields, angle, 0, 0) for fields in (u, w)), log_noise)
+        expected = rotate(operator(u, w, log_noise).detach(), angle, 0, 0)
+        return (turned - expected).abs().max().item()
 
     with torch.no_grad():
         assert asymmetry() > 1e-2
@@ -161,36 +164,74 @@ def test_operator_commutes_with_rotations_about_the_axis_unless_places_matter() 
         assert asymmetry() < 1e-11
 
 
+def test_gains_of_places_multiply_the_positional_fields() -> None:
+    operator = trained_like(4, 2, static=2, conditions=3)
+    u, w = normal(2, 2, 2, 25)
+    log_noise, condition = torch.zeros(2).double(), normal(2, 3, seed=1)
+
+    def response() -> Tensor:
+        return operator(u, w, log_noise, condition)
+
+    with torch.no_grad():
+        operator.place_gain.weight.zero_()
+        operator.place_gain.bias.zero_()
+        plain = response()
+        operator.place_gain.bias.fill_(1.5)
+        by_gain = response()
+        operator.place_gain.bias.zero_()
+        operator.place.weight.mul_(2.5)
+        torch.testing.assert_close(by_gain, response(), rtol=0, atol=1e-12)
+        assert (by_gain - plain).abs().max() > 1e-3
+
+        # a gain of the last field alone, that depends on the condition alone
+        operator.place_gain.weight[-1] = 1.0
+        moved = (response() - by_gain).abs().amax((1, 2))
+        assert (moved > 1e-6).all()
+        assert not math.isclose(*moved.tolist(), rel_tol=1e-3)
+
+
+def test_known_fields_come_last_among_the_positional_ones() -> None:
+    operator = trained_like(3, 1, positional=2, static=2)
+    learned, static = operator.positional[:, :2].clone(), normal(2, 16, seed=5)
+    operator.start_from(static)
+    assert torch.equal(operator.positional, torch.cat([learned, static.T], 1))
+
+
 def test_operator_converges_as_the_grid_is_refined() -> None:
-    u, log_noise = normal(2, 1, harmonics.count(4)), torch.zeros(2).double()
+    u, w = normal(2, 2, 1, harmonics.count(4)) / 4
+    log_noise = torch.zeros(2).double()
     coarse, fine, finest = (
-        trained_like(4, 1, oversampling=factor)(u, log_noise) for factor in (1, 2, 4)
+        trained_like(4, 1, oversampling=factor)(u, w, log_noise) for factor in (1, 4, 6)
     )
-    assert (fine - finest).abs().max() < 0.1 * (coarse - finest).abs().max()
+    assert (fine - finest).abs().max() < 0.03 * (coarse - finest).abs().max()
 
 
 def test_fields_of_a_batch_do_not_touch_each_other() -> None:
     operator = trained_like(4, 2)
-    u, log_noise = normal(3, 2, 25), torch.tensor([-2.0, 0.5, 1.0]).double()
-    together = operator(u, log_noise)
-    alone = torch.cat([operator(u[k : k + 1], log_noise[k : k + 1]) for k in range(3)])
+    u, w = normal(2, 3, 2, 25)
+    log_noise = torch.tensor([-2.0, 0.5, 1.0]).double()
+    together = operator(u, w, log_noise)
+    alone = torch.cat([operator(*(one[k : k + 1] for one in (u, w, log_noise))) for k in range(3)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
-    other_noise = operator(u, log_noise + 0.5)
+    other_noise = operator(u, w, log_noise + 0.5)
     assert (together - other_noise).abs().min(-1).values.max() > 1e-6
+    other_estimate = operator(u, 2 * w, log_noise)
+    assert (together - other_estimate).abs().min(-1).values.max() > 1e-6
 
 
 def test_operator_gradients() -> None:
     operator = trained_like(2, 1, width=3, blocks=1, hidden=3, positional=1, embedding=3)
-    u, log_noise = normal(2, 1, 9).requires_grad_(), normal(2, seed=1).requires_grad_()
+    u, w = (normal(2, 1, 9, seed=k).requires_grad_() for k in (0, 2))
+    log_noise = normal(2, seed=1).requires_grad_()
     names = [name for name, _ in operator.named_parameters()]
     weights = [p.detach().clone().requires_grad_() for p in operator.parameters()]
 
-    def evaluate(u: Tensor, log_noise: Tensor, *weights: Tensor) -> Tensor:
+    def evaluate(u: Tensor, w: Tensor, log_noise: Tensor, *weights: Tensor) -> Tensor:
         named = dict(zip(names, weights, strict=True))
-        return torch.func.functional_call(operator, named, (u, log_noise))
+        return torch.func.functional_call(operator, named, (u, w, log_noise))
 
-    assert torch.autograd.gradcheck(evaluate, (u, log_noise, *weights), fast_mode=True)
-    assert torch.autograd.gradcheck(lambda u: operator(u, log_noise.detach()), u)
+    assert torch.autograd.gradcheck(evaluate, (u, w, log_noise, *weights), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda u, w: operator(u, w, log_noise.detach()), (u, w))
 
 
 def test_untrained_network_is_exactly_the_wiener_filter() -> None:
@@ -222,20 +263,34 @@ def test_configuration_survives_json_and_rebuilds_the_operator() -> None:
     options = json.loads(json.dumps(operator.config.to_dict()))
     rebuilt = SphericalOperator(**options).double()
     rebuilt.load_state_dict(operator.state_dict())
-    u, log_noise = normal(2, 2, 16), normal(2)
+    u, w = normal(2, 2, 2, 16)
     assert rebuilt.config == operator.config
-    assert torch.equal(rebuilt(u, log_noise), operator(u, log_noise))
+    assert torch.equal(rebuilt(u, w, normal(2)), operator(u, w, normal(2)))
 
 
 @pytest.mark.parametrize("shape", [(2, 16), (2, 1, 16), (2, 2, 9), (2, 2, 2, 16)])
 def test_fields_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="2 channels, 16 coefficients of lmax 3"):
-        SphericalOperator(3, 2, **TINY)(torch.zeros(shape), torch.zeros(2))
+        SphericalOperator(3, 2, **TINY)(torch.zeros(shape), torch.zeros(shape), torch.zeros(2))
+
+
+def test_an_estimate_of_other_fields_is_refused() -> None:
+    with pytest.raises(ValueError, match="linear estimate has shape"):
+        SphericalOperator(3, 2, **TINY)(
+            torch.zeros(2, 2, 16), torch.zeros(2, 2, 25), torch.zeros(2)
+        )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lmax": -1}, {"channels": 0}, {"width": 0}, {"positional": -1}, {"oversampling": 0.5}],
+    [
+        {"lmax": -1},
+        {"channels": 0},
+        {"width": 0},
+        {"positional": -1},
+        {"static": -1},
+        {"oversampling": 0.5},
+    ],
 )
 def test_impossible_configurations_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -246,7 +301,7 @@ def test_degrees_above_the_networks_own_are_neither_read_nor_changed() -> None:
     operator = SphericalOperator(3, 2, **TINY)
     with torch.no_grad():
         operator.project.weight.normal_(std=0.3)
-    u, log_noise = normal(2, 2, 36).float(), torch.zeros(2)
-    F = operator(u, log_noise)
-    assert torch.equal(F[..., :16], operator(u[..., :16], log_noise))
+    (u, w), log_noise = normal(2, 2, 2, 36).float(), torch.zeros(2)
+    F = operator(u, w, log_noise)
+    assert torch.equal(F[..., :16], operator(u[..., :16], w[..., :16], log_noise))
     assert not F[..., 16:].any()

@@ -46,7 +46,7 @@ def references() -> list[Reference]:
 
 
 class Silent(torch.nn.Module):
-    def forward(self, u: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
+    def forward(self, u: torch.Tensor, w: torch.Tensor, log_noise: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(u)
 
 

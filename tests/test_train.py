@@ -269,12 +269,12 @@ class Disturbed(nn.Module):
         super().__init__()
         self.inner, self.at, self.event, self.passes = network, at, event, 0
 
-    def forward(self, u: Tensor, log_noise: Tensor) -> Tensor:
+    def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             self.passes += 1
             if self.passes == self.at:
-                return self.event(self.inner(u, log_noise))
-        return self.inner(u, log_noise)
+                return self.event(self.inner(u, w, log_noise))
+        return self.inner(u, w, log_noise)
 
 
 def disturbed(fields, at: int, event) -> NeuralDenoiser:
@@ -510,9 +510,9 @@ def test_what_the_network_is_told_in_training(monkeypatch, tmp_path) -> None:
     told: dict[bool, list[Tensor]] = {True: [], False: []}
     forward = SphericalOperator.forward
 
-    def record(self, u: Tensor, log_noise: Tensor, condition: Tensor) -> Tensor:
+    def record(self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor) -> Tensor:
         told[torch.is_grad_enabled()].append(condition[:, 0])
-        return forward(self, u, log_noise, condition)
+        return forward(self, u, w, log_noise, condition)
 
     monkeypatch.setattr(SphericalOperator, "forward", record)
     config = dataclasses.replace(SHORT, batch=32, label_dropout=0.3)

@@ -16,7 +16,9 @@ of the noise; what OUT has already is kept.
 | isotropic | a reference with the archive's degree spectrum alone: F = 0 is an isotropic field |
 | amplitude 0 | no local amplitude |
 | no season | the network is not told the time of the year |
-| no places | no learned positional fields |
+| no estimate | the network sees the preconditioned coefficients alone |
+| no static fields | no fields that start as the climatology, spread and skewness of each place |
+| no places | no positional fields at all |
 | rotated | training maps in four positions about the axis, as if longitude did not matter |
 | KL weight | log σ/α uniform and errors weighed by cos²ψ, the integrand of the entropic bound |
 | spectral | a network on coefficients without a grid |
@@ -50,6 +52,7 @@ from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Labels
+from spherediff.data.static import static_fields
 from spherediff.denoise import Denoiser, GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.metrics import Scorecard, scorecard
@@ -61,7 +64,7 @@ from spherediff.spectra import Tabulated
 from spherediff.train import _keep_freed_memory, residual_error
 
 PARTS = 5
-LEARNING_RATE, BATCH = 2e-3, 16
+LEARNING_RATE, BATCH = 6e-3, 16
 STEPS_DRAWN = 48
 SAMPLERS = (ProbabilityFlow, Heun, ReverseSDE, Bridge)
 STEPS = (8, 16, 32, 64)
@@ -75,7 +78,7 @@ SHOWN = {
 }
 
 Reference = Callable[[Tensor, Tensor, Tensor], Covariance]
-Network = Callable[[int, int, int], nn.Module]
+Network = Callable[[Tensor, int, int], nn.Module]  # of static fields, channels and conditions
 
 
 def correlated(x: Tensor, variance: Tensor, _: Tensor) -> Covariance:
@@ -90,17 +93,31 @@ def isotropic(_: Tensor, __: Tensor, spectrum: Tensor) -> Covariance:
     return Covariance(harmonics.expand(spectrum))
 
 
-def operator(lmax: int, channels: int, conditions: int) -> nn.Module:
-    return SphericalOperator(lmax, channels, conditions=conditions)
+def operator(static: Tensor, channels: int, conditions: int) -> nn.Module:
+    network = operator_without_static(static, channels, conditions, static=len(static))
+    network.start_from(static)
+    return network
 
 
-def operator_without_places(lmax: int, channels: int, conditions: int) -> nn.Module:
-    return SphericalOperator(lmax, channels, conditions=conditions, positional=0)
+def operator_without_estimate(static: Tensor, channels: int, conditions: int) -> nn.Module:
+    return networks.WithoutEstimate(operator(static, channels, conditions))
+
+
+def operator_without_static(
+    static: Tensor, channels: int, conditions: int, **options: int
+) -> SphericalOperator:
+    lmax = harmonics.band_limit(static.shape[-1])
+    return SphericalOperator(lmax, channels, conditions=conditions, **options)
+
+
+def operator_without_places(static: Tensor, channels: int, conditions: int) -> nn.Module:
+    return operator_without_static(static, channels, conditions, positional=0)
 
 
 def log_normal(count: int, _: tuple[float, float]) -> Tensor:
     """log σ/α as the package draws it in training."""
-    return -0.3 + 1.2 * torch.randn(count)
+    quantile = (torch.arange(count) + torch.rand(count)) / count
+    return -0.3 + 1.2 * torch.special.ndtri(quantile)
 
 
 def uniform(count: int, limits: tuple[float, float]) -> Tensor:
@@ -137,6 +154,8 @@ VARIANTS = {
     "isotropic": Variant(reference=isotropic),
     "amplitude 0": Variant(amplitude_degree=0),
     "no season": Variant(season=False),
+    "no estimate": Variant(network=operator_without_estimate),
+    "no static fields": Variant(network=operator_without_static),
     "no places": Variant(network=operator_without_places),
     "rotated": Variant(rotations=4),
     "KL weight": Variant(noise_levels=uniform, weight=entropic),
@@ -171,8 +190,8 @@ class Learning:
         self.known = self.count * variant.rotations
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            lmax, channels = harmonics.band_limit(training.shape[-1]), training.shape[1]
-            self.network = variant.network(lmax, channels, season.shape[1])
+            static = static_fields(self.encoder, training, harmonics.band_limit(training.shape[-1]))
+            self.network = variant.network(static, training.shape[1], season.shape[1])
         self.denoiser = self._denoiser(training)
         edges = [self.count * k // PARTS for k in range(PARTS + 1)]
         self.parts = [slice(a, b) for a, b in pairwise(edges)]

@@ -1,5 +1,7 @@
-"""Networks that compete with the spherical operator in the ablations; all map (u, log σ/α, season)
-to F, shape (B, channels, n), and start at F = 0.
+"""Networks that compete with the spherical operator in the ablations.
+
+They map (u, w, log σ/α, season) to F, shape (B, channels, n), start at F = 0 and are made from the
+static fields, shape (K, n).
 
     SpectralNetwork   dense layers on all coefficients at once, no grid: F = W₂ φ((1+γ) W₁u + β)
     SphericalUNet     convolutions of 3 × 3 on the Gauss–Legendre grid at three resolutions, padded
@@ -37,18 +39,33 @@ class Embedding(nn.Module):
         return embedded if condition is None else embedded + condition @ self.condition
 
 
+class WithoutEstimate(nn.Module):
+    """A network that is not shown the linear estimate w."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        return self.network(u, torch.zeros_like(w), log_noise, condition)
+
+
 class SpectralNetwork(nn.Module):
     """Two dense layers on the vector of all coefficients."""
 
-    def __init__(self, lmax: int, channels: int, conditions: int) -> None:
+    def __init__(self, static: Tensor, channels: int, conditions: int) -> None:
         super().__init__()
-        size = channels * harmonics.count(lmax)
+        size = channels * static.shape[-1]
         self.embedding = Embedding(conditions)
         self.inner = nn.Linear(size, HIDDEN)
         self.modulation = _small_linear(EMBEDDING, 2 * HIDDEN)
         self.outer = _small_linear(HIDDEN, size)
 
-    def forward(self, u: Tensor, log_noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, u: Tensor, _: Tensor, log_noise: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
         scale, shift = self.modulation(self.embedding(log_noise, condition)).chunk(2, dim=-1)
         h = functional.gelu((1 + scale) * self.inner(u.flatten(1)) + shift)
         return self.outer(h).view_as(u)
@@ -79,16 +96,16 @@ class Residual(nn.Module):
 
 
 class SphericalUNet(nn.Module):
-    """A U-Net between synthesis and analysis, with learned positional fields."""
+    """A U-Net between synthesis and analysis, with learned positional fields and static ones."""
 
-    def __init__(self, lmax: int, channels: int, conditions: int) -> None:
+    def __init__(self, static: Tensor, channels: int, conditions: int) -> None:
         super().__init__()
+        lmax = harmonics.band_limit(static.shape[-1])
         self.transform = Transform(lmax, lmax + 1, 2 * lmax + 2)
         self.embedding = Embedding(conditions)
-        self.positional = nn.Parameter(
-            torch.randn(harmonics.count(lmax), POSITIONAL) / math.sqrt(lmax + 1)
-        )
-        self.lift = nn.Linear(channels + POSITIONAL, WIDTHS[0])
+        learned = torch.randn(harmonics.count(lmax), POSITIONAL) / math.sqrt(lmax + 1)
+        self.positional = nn.Parameter(torch.cat([learned, static.T], 1))
+        self.lift = nn.Linear(2 * channels + POSITIONAL + len(static), WIDTHS[0])
         self.down = nn.ModuleList(Residual(width) for width in WIDTHS)
         self.up = nn.ModuleList(Residual(width) for width in WIDTHS[:-1])
         pairs = [*pairwise(WIDTHS)]
@@ -96,10 +113,12 @@ class SphericalUNet(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.project = _small_linear(WIDTHS[0], channels)
 
-    def forward(self, u: Tensor, log_noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
         B, channels, _ = u.shape
         embedded = self.embedding(log_noise, condition)
-        h = self._lifted(u).permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+        h = self._lifted(u, w).permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
         skips = []
         for k, block in enumerate(self.down):
             h = block(h, embedded)
@@ -113,10 +132,11 @@ class SphericalUNet(nn.Module):
         table = self.transform.analysis(values.flatten(2))
         return self.transform.pack(table).view(-1, B, channels).permute(1, 2, 0)
 
-    def _lifted(self, u: Tensor) -> Tensor:
-        table = self.transform.unpack(u.permute(2, 0, 1).flatten(1))
+    def _lifted(self, u: Tensor, w: Tensor) -> Tensor:
         scale = math.sqrt(4 * math.pi / u.shape[-1])  # to unit variance at every point
-        values = scale * self.transform.synthesis(table).unflatten(2, u.shape[:2])
+        fields = torch.cat([scale * u, w], dim=1)
+        table = self.transform.unpack(fields.permute(2, 0, 1).flatten(1))
+        values = self.transform.synthesis(table).unflatten(2, fields.shape[:2])
         place = self.transform.synthesis(self.transform.unpack(self.positional))
         place = place[:, :, None].expand(-1, -1, len(u), -1)
         return self.lift(torch.cat([values, place], dim=-1))

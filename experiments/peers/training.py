@@ -49,7 +49,7 @@ class Budget:
     seconds: float
     seed: int
     batch: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.02
     weight_decay: float = 1e-2
     clip: float = 1.0

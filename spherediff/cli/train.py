@@ -121,7 +121,7 @@ class Train:
     held_out: float = 0.1
     steps: int = 2400
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     evaluate_every: int = 100
     patience: int = 5
     checkpoint_every: int = 100

@@ -1,19 +1,22 @@
 """A spherical neural operator: coefficients in, coefficients out, nonlinear on the grid between.
 
 With S the synthesis on the Gauss–Legendre grid, A = S⁻¹ its analysis, e an embedding of
-log(σ_t/α_t) and of what else is known, such as the time of the year, and u the preconditioned
-coefficients of :class:`~spherediff.denoise.NeuralDenoiser` (unit variance in each),
+log(σ_t/α_t) and of what else is known, such as the time of the year, and u and w the two views of
+:class:`~spherediff.denoise.NeuralDenoiser`, preconditioned coefficients (unit variance in each) and
+the best linear estimate of the field,
 
-    lift     h = W S(g_ℓ(e) u) + V s,      s: learned positional fields, sin(latitude), its square
+    lift     h = W S(g_ℓ(e) (u, w)) + V (1 + v(e)) s,
     block    z = (1 + γ(e)) h + β(e)
              h ← h + B φ(K S(R_ℓ (1 + r_ℓ(e)) A z) + D z + c)
     project  F = (1 + q_ℓ(e)) A(O h)
 
-W, V, B, K, D, O act on channels alone; R_ℓ is a full matrix between channels for each degree, the
-convolution that commutes with every rotation; g, r, q are gains for each degree that depend on the
-noise, as the gains of a Wiener filter do.  Only the positional fields s break the symmetry under
-rotations: they let the operator know where land, mountains and storm tracks are.  Everything but
-the grid, on which φ = GELU acts, is free of resolution.
+s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
+R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
+rotation; g, v, r, q are gains for each degree or field that depend on the noise, as the gains of a
+Wiener filter do.  Only the positional fields break the symmetry under rotations: they let the
+operator know where land, mountains and storm tracks are.  All of them are learned; some start as
+what is known beforehand, such as the yearly cycle, and their gains v make of it what holds at the
+time of the year.  Everything but the grid, on which φ = GELU acts, is free of resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -47,8 +50,9 @@ class OperatorConfig:
         width: channels of the residual stream on the grid.
         blocks: number of residual blocks.
         hidden: channels inside a block, after its first product.
-        lifts: differently filtered copies of each field that enter the grid.
-        positional: learned positional fields.
+        lifts: differently filtered copies of each preconditioned field that enter the grid.
+        positional: learned positional fields that start at random.
+        static: further ones, which start as fields that are known beforehand.
         embedding: size of the embedding of the noise level.
         conditions: numbers that the law of the field depends on, such as the time of the year.
         oversampling: grid latitudes divided by lmax + 1; above 1 the products that the
@@ -62,6 +66,7 @@ class OperatorConfig:
     hidden: int = 64
     lifts: int = 4
     positional: int = 8
+    static: int = 0
     embedding: int = 64
     conditions: int = 0
     oversampling: float = 1.0
@@ -70,7 +75,7 @@ class OperatorConfig:
         for name in ("channels", "width", "blocks", "hidden", "lifts", "embedding"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lmax", "positional", "conditions"):
+        for name in ("lmax", "positional", "static", "conditions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.oversampling < 1:
@@ -166,7 +171,7 @@ class SphericalOperator(nn.Module):
     Args:
         lmax: band limit of input and output.
         channels: number of physical fields.
-        width, blocks, hidden, lifts, positional, embedding, conditions, oversampling: see
+        width, blocks, hidden, lifts, positional, static, embedding, conditions, oversampling: see
             :class:`OperatorConfig`.
 
     Raises:
@@ -182,28 +187,38 @@ class SphericalOperator(nn.Module):
         self.transform = Transform(lmax, nlat, 2 * nlat)
         self.embedding = _NoiseEmbedding(config.embedding)
         self.condition = nn.Parameter(torch.randn(config.conditions, config.embedding) / 2)
-        self.lift_gain = _DegreeGain(
-            config.embedding, _low_passes(lmax, config.lifts).repeat_interleave(channels, dim=1)
-        )
-        self.lift = nn.Linear(channels * config.lifts, config.width)
+        passes = _low_passes(lmax, config.lifts).repeat_interleave(channels, dim=1)
+        initial = torch.cat([passes, torch.ones(lmax + 1, channels)], dim=1)
+        self.lift_gain = _DegreeGain(config.embedding, initial)
+        self.lift = nn.Linear(initial.shape[1], config.width)
         self.register_buffer(
             "latitude_fields",
             torch.stack([self.transform.sin_latitude() ** k for k in (1, 2)], dim=-1).float(),
             persistent=False,
         )
+        fields = config.positional + config.static
         self.positional = nn.Parameter(
-            torch.randn(harmonics.count(lmax), config.positional) / math.sqrt(lmax + 1)
+            torch.randn(harmonics.count(lmax), fields) / math.sqrt(lmax + 1)
         )
-        self.place = nn.Linear(config.positional + 2, config.width, bias=False)
+        self.place_gain = _small_linear(config.embedding, fields + 2)
+        self.place = nn.Linear(fields + 2, config.width, bias=False)
         self.blocks = nn.ModuleList(_Block(config, self.transform) for _ in range(config.blocks))
         self.output_gain = _DegreeGain(config.embedding, torch.ones(lmax + 1, channels))
         self.project = _small_linear(config.width, channels)
 
-    def forward(self, u: Tensor, log_noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def start_from(self, static: Tensor) -> None:
+        """Let the last positional fields be those known beforehand, shape (static, n)."""
+        self.positional[:, self.config.positional :] = static.T
+
+    def forward(
+        self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
         """Evaluate F; it depends on the degrees up to the network's lmax and is zero above.
 
         Args:
             u: preconditioned coefficients, shape (B, channels, n).
+            w: the best linear estimate, shape of ``u``.
             log_noise: log(σ_t/α_t) of each, shape (B,).
             condition: shape (B, conditions); may be left out if there are none.
 
@@ -211,14 +226,18 @@ class SphericalOperator(nn.Module):
             F, shape (B, channels, n).
 
         Raises:
-            ValueError: u has another number of channels, or fewer coefficients, than the network;
-                or another number of conditions.
+            ValueError: u has another number of channels, or fewer coefficients, than the network,
+                w another shape than u; or another number of conditions.
         """
         channels, known = self.config.channels, harmonics.count(self.config.lmax)
         if u.ndim != 3 or u.shape[1] != channels or u.shape[2] < known:
             raise ValueError(
                 f"the network acts on (batch, {channels} channels, {known} coefficients of lmax "
                 f"{self.config.lmax} or more), got shape {tuple(u.shape)}"
+            )
+        if w.shape != u.shape:
+            raise ValueError(
+                f"the linear estimate has shape {tuple(w.shape)}, the fields {tuple(u.shape)}"
             )
         given = u.new_zeros(len(u), 0) if condition is None else condition
         if tuple(given.shape) != (len(u), self.config.conditions):
@@ -227,7 +246,7 @@ class SphericalOperator(nn.Module):
                 f"got {tuple(given.shape)}: tell it what the fields depend on, such as their dates"
             )
         embedded = self.embedding(log_noise) + given @ self.condition
-        h = self._lifted(u[..., :known].permute(2, 0, 1), embedded)
+        h = self._lifted(torch.cat([u.repeat(1, self.config.lifts, 1), w], dim=1), embedded)
         for block in self.blocks:
             h = block(h, embedded)
         a = self.transform.analysis(self.project(h).flatten(2)).unflatten(2, u.shape[:2])
@@ -235,18 +254,21 @@ class SphericalOperator(nn.Module):
         F = a.view(-1, *u.shape[:2]).permute(1, 2, 0)
         return functional.pad(F, (0, u.shape[2] - known))
 
-    def _lifted(self, u: Tensor, embedded: Tensor) -> Tensor:
-        """Enter the grid: (n, B, channels) → (nlat, nlon, B, width)."""
-        table = self.transform.unpack(u.flatten(1)).unflatten(2, u.shape[1:])
-        table = table.repeat(1, 1, 1, self.config.lifts) * self.lift_gain(embedded)
+    def _lifted(self, fields: Tensor, embedded: Tensor) -> Tensor:
+        """Enter the grid: (B, copies, n) → (nlat, nlon, B, width)."""
+        known = fields[..., : harmonics.count(self.config.lmax)].permute(2, 0, 1)
+        table = self.transform.unpack(known.flatten(1)).unflatten(2, known.shape[1:])
+        table = table * self.lift_gain(embedded)
         values = self.transform.synthesis(table.flatten(2)).unflatten(2, table.shape[2:])
-        return self.lift(values) + self._place()[:, :, None]
+        return self.lift(values) + self._place(embedded)
 
-    def _place(self) -> Tensor:
-        """What the network knows of each place, (nlat, nlon, width)."""
-        learned = self.transform.synthesis(self.transform.unpack(self.positional))
-        latitude = self.latitude_fields[:, None].expand(-1, learned.shape[1], -1)
-        return self.place(torch.cat([learned, latitude], dim=-1))
+    def _place(self, embedded: Tensor) -> Tensor:
+        """What the network knows of each place, (nlat, nlon, B, width)."""
+        fields = self.transform.synthesis(self.transform.unpack(self.positional))
+        latitude = self.latitude_fields[:, None].expand(-1, fields.shape[1], -1)
+        matrix = (1 + self.place_gain(embedded))[:, None] * self.place.weight  # (B, width, fields)
+        values = torch.cat([fields, latitude], dim=-1) @ matrix.flatten(0, 1).T
+        return values.unflatten(-1, matrix.shape[:2])
 
 
 def _low_passes(lmax: int, count: int) -> Tensor:

@@ -1,0 +1,64 @@
+"""Static fields: what an archive says of each place beforehand.
+
+The law of a field differs from place to place: rain is skewed where it is rare, temperature varies
+more over land.  A network that has to find this out from a few hundred maps spends most of its
+training on it, although it is known.  So it is told, channel by channel,
+
+    β_j(s)/std f(s),    log std f(s),    skewness of f(s),
+
+the climatology and moments of the anomalies f at each place s, as fields without mean over the
+sphere and with mean square one.  In units of the local standard deviation the climatology says how
+far away values are that cannot occur: rain is never less than −Σ_j D_j β_j/std below its normal.
+What is the same everywhere, such as a climatology that is not removed, is left out.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff.data.encoder import Encoder
+from spherediff.grids import GaussLegendre
+
+_SMALLEST = 1e-3  # of a local standard deviation, relative to the largest
+_EVEN = 1e-12  # mean square, relative to the largest value's, of what is the same everywhere
+_MAPS = 64  # evaluated at once
+
+
+def static_fields(encoder: Encoder, x: Tensor, lmax: int) -> Tensor:
+    """Climatology in units of the local spread, log spread and skewness, in transformed units.
+
+    Args:
+        encoder: of the archive.
+        x: standardised anomalies of the training samples, shape (N, channels, n).
+        lmax: band limit of the fields, at most the encoder's.
+
+    Returns:
+        Coefficients, float32, shape (K, (lmax+1)²), of mean 0 and mean square 1 on the sphere.
+    """
+    grid = GaussLegendre(encoder.lmax)
+    std, skewness = _moments(encoder, x, grid)
+    cycle = grid.synthesis(encoder.cycle.transpose(0, 1)) / std[:, None]
+    values = torch.cat([cycle, std.log()[:, None], skewness[:, None]], 1).flatten(0, 1)
+    fields = harmonics.resize(grid.analysis(values, encoder.lmax), lmax)
+    size = fields.square().sum(-1)
+    fields[:, 0] = 0
+    power = fields.square().sum(-1)
+    varying = power > _EVEN * size
+    return (fields[varying] * (4 * math.pi / power[varying, None]).sqrt()).float()
+
+
+def _moments(encoder: Encoder, x: Tensor, grid: GaussLegendre) -> tuple[Tensor, Tensor]:
+    """Standard deviation and skewness at each place, both (channels, nlat, nlon)."""
+    mean = grid.synthesis(encoder.anomalies(x.mean(0, keepdim=True)))
+    second, third = torch.zeros_like(mean[0]), torch.zeros_like(mean[0])
+    for some in x.split(_MAPS):
+        departure = grid.synthesis(encoder.anomalies(some)) - mean
+        second += departure.square().sum(0)
+        third += departure.pow(3).sum(0)
+    std = (second / len(x)).sqrt()
+    std = std.maximum(_SMALLEST * std.amax((-2, -1), keepdim=True))
+    return std, third / len(x) / std**3

@@ -1,0 +1,71 @@
+"""Static fields against moments taken place by place on the grid."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import xarray as xr
+from torch import Tensor
+
+from spherediff import harmonics
+from spherediff.data import Encoder, Harmonics, NoClimatology
+from spherediff.data.static import static_fields
+from spherediff.grids import GaussLegendre
+
+LMAX, COUNT = 6, 150
+GRID = GaussLegendre(LMAX)
+NAMES = ("f", "g")
+
+
+def archive() -> xr.Dataset:
+    """Skewed fields with a yearly cycle whose spread differs from place to place."""
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(rng.exponential(size=(COUNT, 2, harmonics.count(LMAX))) - 1)
+    a = a / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    time = np.datetime64("2001-01-01", "ns") + np.arange(COUNT) * np.timedelta64(5, "D")
+    season = np.cos(2 * np.pi * np.arange(COUNT) / 73)[:, None, None, None]
+    maps = GRID.synthesis(a).numpy() + season * np.sin(np.radians(GRID.latitude))[:, None]
+    return xr.Dataset(
+        {name: (("time", "lat", "lon"), maps[:, c]) for c, name in enumerate(NAMES)},
+        coords={
+            "time": time,
+            "lat": ("lat", GRID.latitude, {"units": "degrees_north"}),
+            "lon": ("lon", GRID.longitude, {"units": "degrees_east"}),
+        },
+    )
+
+
+def normalised(values: np.ndarray, lmax: int) -> Tensor:
+    """Coefficients without mean, of mean square one."""
+    a = harmonics.resize(GRID.analysis(torch.from_numpy(values), LMAX), lmax)
+    a[..., 0] = 0
+    return a / (a.square().sum(-1, keepdim=True) / (4 * math.pi)).sqrt()
+
+
+@pytest.mark.parametrize("lmax", [3, LMAX])
+def test_static_fields_are_the_moments_of_each_place(lmax: int) -> None:
+    ds = archive()
+    encoder = Encoder.fit(
+        ds, lmax=LMAX, climatology=Harmonics(1), amplitude_degree=4
+    )  # all of which has to be undone
+    found = static_fields(encoder, encoder.encode(ds), lmax).double()
+
+    design = Harmonics(1).design(ds.time, COUNT)
+    expected = []
+    for name in NAMES:
+        y = ds[name].values.reshape(COUNT, -1)
+        beta = np.linalg.lstsq(design, y, rcond=None)[0]
+        rest = y - design @ beta
+        rows = [*(beta / rest.std(0)), np.log(rest.std(0)), scipy.stats.skew(rest)]
+        expected.append(normalised(np.reshape(rows, (5, *GRID.shape)), lmax))
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-4)
+
+
+def test_what_is_the_same_everywhere_is_left_out() -> None:
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=NoClimatology())
+    assert len(static_fields(encoder, encoder.encode(ds), LMAX)) == 2 * 2
