@@ -16,7 +16,7 @@ from torch import Tensor
 from spherediff import harmonics
 
 _PRIOR_MAPS = 20
-_SMALLEST_EIGENVALUE = 1e-12  # of a sample covariance, relative to the largest
+_SMALLEST_EIGENVALUE = 1e-10  # of a sample covariance, relative to the largest
 
 
 class Covariance:
@@ -90,7 +90,7 @@ class Covariance:
 
             R ∝ ρ + Σ_{k ≤ K} (d_k − ρ) u_k u_kᵀ,    ρ the mean of the other d_k,
 
-        K = N − 1, or p − 1 if that is less, scaled to a diagonal of ones.
+        K at most p − 1, scaled to a diagonal of ones.
 
         Args:
             data: N samples, shape (N, *event_shape); the mean is removed.
@@ -107,7 +107,7 @@ class Covariance:
         vary = std > 0
         d, vectors = nonlinear_shrinkage(centred[:, vary] / std[vary])
         p = len(d)
-        rank = min(N - 1, p - 1)
+        rank = min(vectors.shape[1], p - 1)
         leading, u = d[p - rank :], vectors[:, -rank:].T
         rest = d[: p - rank].mean()
         kept = leading > rest
@@ -209,17 +209,23 @@ def nonlinear_shrinkage(z: Tensor) -> tuple[Tensor, Tensor]:
         d_i = λ_i/((πcλ_i f(λ_i))² + (1 − c − πcλ_i H(λ_i))²)      if p ≤ n,
         d_i = 1/(π²λ_i (f² + H²)), d_0 = 1/(π (p/n − 1) H(0))      if p > n, d_0 where λ_i = 0.
 
+    n = N − 1 degrees of freedom are left without the mean.  Where samples are fewer than variables
+    n is their rank, which is less if more than the mean was fitted and removed, as a yearly cycle.
+
     Args:
-        z: samples with the mean removed, float64, shape (N, p); n = N − 1 degrees of freedom.
+        z: samples with the mean removed, float64, shape (N, p).
 
     Returns:
         d, shape (p,), in the order of rising λ, and the components with λ > 0 in columns, shape
         (p, min(p, n)), in the same order.
     """
     n, p = len(z) - 1, z.shape[1]
-    positive = min(p, n)
     _, singular, rows = torch.linalg.svd(z, full_matrices=False)
-    lam, vectors = singular[:positive].flip(0).square() / n, rows[:positive].flip(0).T
+    squares = singular.square()
+    if p > n:
+        n = min(n, int((squares > _SMALLEST_EIGENVALUE * squares[0]).sum()))
+    positive = min(p, n)
+    lam, vectors = squares[:positive].flip(0) / n, rows[:positive].flip(0).T
     lam = lam.clamp_min(_SMALLEST_EIGENVALUE * lam[-1])
     h, root = n ** (-1 / 3), math.sqrt(5)
     x = (lam[:, None] / lam - 1) / h

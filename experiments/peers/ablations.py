@@ -104,9 +104,9 @@ def operator_without_estimate(static: Tensor, channels: int, conditions: int) ->
 
 
 def operator_without_static(
-    static: Tensor, channels: int, conditions: int, **options: int
+    known: Tensor, channels: int, conditions: int, **options: int
 ) -> SphericalOperator:
-    lmax = harmonics.band_limit(static.shape[-1])
+    lmax = harmonics.band_limit(known.shape[-1])
     return SphericalOperator(lmax, channels, conditions=conditions, **options)
 
 
