@@ -365,12 +365,18 @@ def _drop_labels(fields: Fields, share: float, generator: torch.Generator) -> Fi
 def _draw_log_noise(
     denoiser: NeuralDenoiser, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
-    """One level from each of ``batch`` equally likely ranges: every mini-batch sees them all."""
     low, high = denoiser.process.schedule.log_snr_range
-    within = torch.rand(config.batch, generator=generator, dtype=torch.float64)
-    quantile = (torch.arange(config.batch) + within) / config.batch
-    draw = torch.special.ndtri(quantile)
+    draw = _spread_normal(config.batch, generator)
     return (config.log_noise_mean + config.log_noise_std * draw).clamp(-high, -low)
+
+
+def _spread_normal(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers, one from each of ``count`` equally likely ranges, float64.
+
+    As levels they let every mini-batch see all of them.
+    """
+    within = torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.special.ndtri((torch.arange(count) + within) / count)
 
 
 @torch.no_grad()

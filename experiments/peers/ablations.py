@@ -61,7 +61,7 @@ from spherediff.nn import SphericalOperator
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.sample import Bridge, Heun, ProbabilityFlow, ReverseSDE, Sampler
 from spherediff.spectra import Tabulated
-from spherediff.train import _keep_freed_memory, residual_error
+from spherediff.train import _keep_freed_memory, _spread_normal, residual_error
 
 PARTS = 5
 LEARNING_RATE, BATCH = 6e-3, 16
@@ -94,7 +94,7 @@ def isotropic(_: Tensor, __: Tensor, spectrum: Tensor) -> Covariance:
 
 
 def operator(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    network = operator_without_static(static, channels, conditions, static=len(static))
+    network = sized(static, channels, conditions, static=len(static))
     network.start_from(static)
     return network
 
@@ -103,21 +103,23 @@ def operator_without_estimate(static: Tensor, channels: int, conditions: int) ->
     return networks.WithoutEstimate(operator(static, channels, conditions))
 
 
-def operator_without_static(
-    known: Tensor, channels: int, conditions: int, **options: int
-) -> SphericalOperator:
-    lmax = harmonics.band_limit(known.shape[-1])
-    return SphericalOperator(lmax, channels, conditions=conditions, **options)
+def operator_without_static(static: Tensor, channels: int, conditions: int) -> nn.Module:
+    return sized(static, channels, conditions)
 
 
 def operator_without_places(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    return operator_without_static(static, channels, conditions, positional=0)
+    return sized(static, channels, conditions, positional=0)
+
+
+def sized(fields: Tensor, channels: int, conditions: int, **options: int) -> SphericalOperator:
+    """An operator up to the degree of the fields."""
+    lmax = harmonics.band_limit(fields.shape[-1])
+    return SphericalOperator(lmax, channels, conditions=conditions, **options)
 
 
 def log_normal(count: int, _: tuple[float, float]) -> Tensor:
     """log σ/α as the package draws it in training."""
-    quantile = (torch.arange(count) + torch.rand(count)) / count
-    return -0.3 + 1.2 * torch.special.ndtri(quantile)
+    return -0.3 + 1.2 * _spread_normal(count).float()
 
 
 def uniform(count: int, limits: tuple[float, float]) -> Tensor:
