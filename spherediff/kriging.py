@@ -23,8 +23,16 @@ iterations.  What only coefficient space allows is to replace HᵀN⁻¹H by the
 diagonal over the orders of each degree (Σ_j 1/N_j/4π for values at points): A is preconditioned by
 P = 1 + RᵀtR.  For maps of most of the sphere P is close to A at any noise level.  A few stations
 determine no coefficient by themselves: tr(1 − A⁻¹) ≤ m, and where P claims more, it is left out.
-What remains hard are noise far below the field and large unobserved areas together: iterations
-then grow with the ratio of field to noise.
+
+What remains hard are noise far below the field and large unobserved areas together: there P takes
+for known what is not, and iterations grow with the ratio of field to noise.  A system that takes
+long is therefore gone on with by
+
+    A⁻¹ ≈ (1 − EEᵀ) P⁻¹ (1 − EEᵀ) + E (EᵀAE)⁻¹ Eᵀ,
+
+E picking the 4096 numbers of z that are told most, by diag RᵀtR: degrees up to 63 of an isotropic
+field, all there is of a small one, which is then solved directly.  Iterations then grow with the
+ratio of field to noise beyond these.
 """
 
 from __future__ import annotations
@@ -46,7 +54,9 @@ from spherediff.observe import Observation, Operator
 from spherediff.streams import NormalSource, Randomness, open_source
 
 _PROBES = 8  # for the diagonal of HᵀN⁻¹H
-_RESTARTS = 4
+_RESTARTS = 5
+_PATIENCE = 1000  # iterations before the numbers told most are taken together
+_TOGETHER = 4096  # of them, a matrix of 128 MiB
 _LARGEST_PART = 1 << 22  # numbers in the vectors of the systems that are solved at once
 
 Prior = GaussianField | MultivariateGaussianField | Covariance
@@ -106,7 +116,11 @@ class Kriging:
             self._mu = _checked(mean.detach(), self.event_shape).to(**place)
             if mean.ndim != len(self.event_shape):
                 raise ValueError(f"expected one mean, found a batch of shape {tuple(mean.shape)}")
-        self._precondition = self._root.preconditioner(self._information())
+        self._information = self._diagonal()
+        gain = self._information * self._root.variance
+        credible = (gain / (1 + gain)).sum() <= H.size
+        self._precondition = self._root.preconditioner(credible * self._information)
+        self._patience = _PATIENCE
 
     @property
     def mean(self) -> Tensor:
@@ -217,7 +231,7 @@ class Kriging:
         z, residual, iterations = torch.zeros_like(b), b, 0
         for _ in range(_RESTARTS):
             relative = allowed / residual.norm(dim=-1, keepdim=True)
-            most = self.max_iterations - iterations
+            most = min(self.max_iterations - iterations, self._patience)
             found = conjugate_gradients(
                 self._precision, residual, relative, most, preconditioner=self._precondition
             )
@@ -226,6 +240,8 @@ class Kriging:
             iterations += found.iterations
             if bool((residual.norm(dim=-1, keepdim=True) <= allowed).all()):
                 return _Solution(z, residual.norm(dim=-1), iterations)
+            if found.iterations == self._patience < self.max_iterations:
+                self._take_together()
         left = float((residual.norm(dim=-1, keepdim=True) / std).max())
         raise RuntimeError(
             f"conjugate gradients left a residual of {left:.1e} "
@@ -244,18 +260,36 @@ class Kriging:
         weighted = misfit / self._std.square()
         return self._root.transpose(self.observation.operator.adjoint(weighted))
 
-    def _information(self) -> Tensor:
-        """t of each coefficient; zero if P would claim more than m numbers can tell.
+    def _take_together(self) -> None:
+        """From now on precondition by the exact inverse for the numbers that are told most."""
+        size = self._root.size
+        chosen = self._root.told(self._information).topk(min(_TOGETHER, size)).indices
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._precision_among(chosen)))
+        others = self._y.new_ones(size).index_fill(0, chosen, 0)
+        apart = self._precondition
 
-        E[(HᵀN^{−1/2}s)_i²] is the diagonal of HᵀN⁻¹H for random signs s.
-        """
+        def precondition(r: Tensor) -> Tensor:
+            z = others * apart(others * r)
+            return z.index_copy(-1, chosen, r[..., chosen] @ inverse)
+
+        self._precondition, self._patience = precondition, self.max_iterations
+
+    def _precision_among(self, chosen: Tensor) -> Tensor:
+        """EᵀAE for the chosen numbers of z."""
+        among = self._y.new_empty(len(chosen), len(chosen))
+        for rows in torch.arange(len(chosen)).split(self._part):
+            unit = self._y.new_zeros(len(rows), self._root.size)
+            unit[torch.arange(len(rows)), chosen[rows]] = 1
+            among[rows] = self._precision(unit)[:, chosen]
+        return among
+
+    def _diagonal(self) -> Tensor:
+        """t of each coefficient; E[(HᵀN^{−1/2}s)_i²] is that of HᵀN⁻¹H for random signs s."""
         H = self.observation.operator
         generator = torch.Generator().manual_seed(0)
         signs = 2 * torch.randint(2, (_PROBES, H.size), generator=generator) - 1
         probes = H.adjoint(signs.to(self._y) / self._std)
-        t = expand(degree_spectrum(probes).mean(0))
-        gain = t * self._root.variance
-        return t if (gain / (1 + gain)).sum() <= H.size else torch.zeros_like(t)
+        return expand(degree_spectrum(probes).mean(0))
 
     @property
     def _part(self) -> int:
@@ -287,8 +321,12 @@ class _Root(Protocol):
         """Rᵀ x."""
         ...
 
+    def told(self, t: Tensor) -> Tensor:
+        """Diagonal of RᵀtR for a diagonal t, shape (*event_shape)."""
+        ...
+
     def preconditioner(self, t: Tensor) -> Map:
-        """(1 + RᵀtR)⁻¹ for a diagonal t, shape (*event_shape)."""
+        """(1 + RᵀtR)⁻¹."""
         ...
 
 
@@ -313,6 +351,10 @@ class _LowRankRoot:
     def transpose(self, x: Tensor) -> Tensor:
         flat = x.flatten(-len(self.event_shape))
         return torch.cat([self.std * flat, flat @ self.U.T], -1)
+
+    def told(self, t: Tensor) -> Tensor:
+        t = t.flatten()
+        return torch.cat([self.std.square() * t, self.U.square() @ t])
 
     def preconditioner(self, t: Tensor) -> Map:
         """Block elimination; the Schur complement is G = 1 + U t/(1 + Dt) Uᵀ."""
@@ -349,6 +391,9 @@ class _ChannelRoot:
 
     def transpose(self, x: Tensor) -> Tensor:
         return torch.einsum("abn,...an->...bn", self.L, x).flatten(-2)
+
+    def told(self, t: Tensor) -> Tensor:
+        return torch.einsum("abn,an->bn", self.L.square(), t).flatten()
 
     def preconditioner(self, t: Tensor) -> Map:
         channels = torch.eye(self.event_shape[0]).to(t)

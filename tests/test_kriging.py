@@ -358,6 +358,39 @@ def test_a_few_stations_take_no_more_iterations_than_they_are() -> None:
     assert kriging.iterations <= 20
 
 
+@pytest.mark.parametrize("together", [10, 10_000], ids=["some", "all"])
+@pytest.mark.parametrize("name", PRIORS)
+def test_systems_that_take_long_are_solved_by_what_is_told_most(
+    name: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", 3)
+    monkeypatch.setattr("spherediff.kriging._TOGETHER", together)
+    prior = PRIORS[name](6)
+    seen = observe(prior, 1e-2, 1.0)
+    kriging = Kriging(seen, prior, tolerance=TIGHT)
+    mean, covariance = textbook(seen, prior, torch.zeros(math.prod(prior.event_shape)).double())
+    assert_same(kriging.mean.flatten(), mean, covariance.diagonal().sqrt())
+    everything = Coefficients.up_to(6, prior.event_shape)
+    assert_same(kriging.variance(everything), covariance.diagonal(), covariance.diagonal())
+    if together > 10:
+        assert 3 < kriging.iterations <= 6
+
+
+def test_a_gap_in_an_accurate_map_takes_few_iterations_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", 30)
+    field, grid = isotropic(20), HEALPix(16)
+    gap = Values(grid, field.event_shape, mask=np.abs(grid.latitude) > 20)
+    seen = observe(field, 1e-3, 0.2, gap)
+    monkeypatch.setattr("spherediff.kriging._TOGETHER", 256)  # degrees up to 15
+    found = Kriging(seen, field)
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", 10_000)
+    alone = Kriging(seen, field)
+    assert max(found.residual, alone.residual) <= found.tolerance
+    assert found.iterations < 0.3 * alone.iterations
+
+
 def test_single_precision_is_taken_and_solved_in_double() -> None:
     prior = GaussianField(MATERN, 4, dtype=torch.float32)
     seen = observe(isotropic(4), 0.1, 0.5)
