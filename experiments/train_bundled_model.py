@@ -104,10 +104,10 @@ def main() -> None:
         climatology=data.Harmonics(3), amplitude_degree=23,
     )  # fmt: skip
     labels = data.Labels.seasonal(encoder.climatology)
-    fields = [
-        Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"]))
-        for ds in (training, validation, test)
-    ]
+    parts = (training, validation, test)
+    encoded = (encoder.encode_training(training), *map(encoder.encode, parts[1:]))
+    told = (labels.encode(ds, ds.sizes["time"]) for ds in parts)
+    fields = list(map(Fields, encoded, told))
     model = Model.build(encoder, fields[0].x, labels=labels, seed=options.seed)
     began = time.perf_counter()
     result = train(

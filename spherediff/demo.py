@@ -193,11 +193,9 @@ def _prepare(archive: xr.Dataset, settings: Settings) -> _Ready:
         archive.isel(time=archive["test"].values == 1),
     )
     labels = data.Labels.seasonal(encoder.climatology)
-    return _Ready(
-        encoder,
-        labels,
-        *(Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"])) for ds in parts),
-    )
+    encoded = (encoder.encode_training(parts[0]), *map(encoder.encode, parts[1:]))
+    told = (labels.encode(ds, ds.sizes["time"]) for ds in parts)
+    return _Ready(encoder, labels, *map(Fields, encoded, told))
 
 
 def _trained(

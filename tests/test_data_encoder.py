@@ -94,6 +94,20 @@ def test_fitted_to_training_samples_only():
     torch.testing.assert_close(x[:24], encoder.encode(train, torch.float64))
 
 
+@pytest.mark.parametrize("climatology", [NoClimatology(), Constant(), Harmonics(2), Monthly()])
+def test_training_samples_get_back_the_variance_that_the_cycle_took(climatology):
+    count, ds = 24, archive(REGULAR, 24)
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=climatology)
+    x = encoder.encode_training(ds, torch.float64)
+    std = torch.tensor([3.0, 0.02])[:, None] / (1 + harmonics.degrees(LMAX))
+    variance = (encoder.anomalies(x) / std).var(0)
+    freedom = (count - max(1, climatology.columns())) * variance.numel()
+    assert abs(float(variance.mean()) - 1) < 4 * math.sqrt(2 / freedom)  # false alarms: 6e-5 each
+    torch.testing.assert_close(
+        x / x[0, 0, 0], (y := encoder.encode(ds, torch.float64)) / y[0, 0, 0]
+    )
+
+
 def test_variables_are_chosen_and_ordered():
     ds = archive(REGULAR)
     both = Encoder.fit(ds, ["q", "t"], lmax=LMAX)

@@ -27,6 +27,7 @@ from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Labels
 from spherediff.data.amplitude import Amplitude
+from spherediff.data.climatology import inflation
 from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
 from spherediff.train import Fields, TrainConfig, train
@@ -141,8 +142,10 @@ class SphereDiff:
         dates, count = self.split.known_dates, len(training) + len(validation)
         told = Labels.seasonal(self.encoder.climatology).encode({"time": dates}, count)
         plain = self.split.encoder
+        given_back = inflation(plain.climatology, count)  # the cycle is fitted to all of them
         known, judged = (
-            self.encoder.standardise(plain.anomalies(x)).float() for x in (training, validation)
+            (given_back * self.encoder.standardise(plain.anomalies(x))).float()
+            for x in (training, validation)
         )
         return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
 

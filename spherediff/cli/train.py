@@ -172,7 +172,7 @@ class Train:
             amplitude_degree=min(self.amplitude_degree, self.lmax),
             vectors=vectors,
         )
-        x, y = encoder.encode(training), encoder.encode(held_out)
+        x, y = encoder.encode_training(training), encoder.encode(held_out)
         network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
         model = Model.build(
             encoder, x, labels=labels, network=network, seed=self.seed, device=where

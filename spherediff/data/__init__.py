@@ -3,7 +3,7 @@
 ds = spherediff.data.load("navy-winds")             # or open("file.nc")
 train = ds.isel(time=ds.test == 0)
 encoder = Encoder.fit(train, lmax=31, climatology=Monthly())
-x = encoder.encode(train)                           # (samples, channels, (lmax+1)²)
+x = encoder.encode_training(train)                  # (samples, channels, (lmax+1)²)
 labels = Labels.fit(train, {"year": Scalar}, climatology=Monthly())
 c = labels.encode(train, len(x))                    # (samples, size), what a network is told
 maps = encoder.decode(x, grid, time=train.time)     # xarray.Dataset in physical units

@@ -14,6 +14,7 @@ take place in coefficient space, where a transform of the sphere, being linear, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -139,6 +140,15 @@ def fit(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float
             " give more samples or choose a simpler climatology, such as Constant()"
         )
     return np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], np.float64)
+
+
+def inflation(climatology: Climatology, samples: int) -> float:
+    """√((N−1)/(N−k)), what anomalies of the N samples of a fit are to be multiplied by.
+
+    A least-squares fit of k columns leaves (N−k)/N of the variance that samples have about the true
+    cycle; sample variances about the mean, which divide by N − 1, know of one column only.
+    """
+    return math.sqrt((samples - 1) / (samples - max(1, climatology.columns())))
 
 
 def is_dates(values: NDArray[Any]) -> bool:

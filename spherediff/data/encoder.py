@@ -200,6 +200,15 @@ class Encoder:
             anomalies[part.samples, part.channel] = part.coefficients - cycle
         return self.standardise(anomalies).to(dtype)
 
+    def encode_training(self, ds: xr.Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
+        """:meth:`encode` of the samples that the encoder was fitted to, to learn from.
+
+        Anomalies from a cycle that was fitted to them vary less than others do, which matters for
+        short archives: they are multiplied by :func:`~spherediff.data.climatology.inflation`.
+        """
+        x = self.encode(ds, dtype)
+        return climatologies.inflation(self.climatology, len(x)) * x
+
     def standardise(self, anomalies: Tensor) -> Tensor:
         """x = K⁻¹ a/s for anomalies in transformed units, shape (samples, channels, n); float64."""
         parts = [self.amplitude.divide(part) for part in anomalies.split(BATCH)]
