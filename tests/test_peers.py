@@ -42,7 +42,7 @@ def correlated_maps(count, lmax, generator):
 def test_winds_are_split_in_time_and_standardised_by_what_is_known(winds):
     assert [len(x) for x in (winds.training, winds.validation, winds.test)] == [97, 11, 24]
     assert torch.equal(winds.known[:97], winds.training)
-    assert winds.known_dates.values.max() < winds.test_dates.values.min()
+    assert winds.known_told["time"].values.max() < winds.test_told["time"].values.min()
     power = winds.known.double().square().sum(-1).mean(0) / (4 * math.pi)
     torch.testing.assert_close(power, torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
 

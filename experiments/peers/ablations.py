@@ -179,8 +179,8 @@ class Learning:
             for x in (split.training, split.validation)
         )
         count = len(training) + len(validation)
-        labels = Labels.seasonal(self.encoder.climatology) if variant.season else Labels()
-        season = labels.encode({"time": split.known_dates}, count)
+        labels = split.labels if variant.season else Labels()
+        season = labels.encode({name: split.known_told[name] for name in labels.names}, count)
         self.count = len(training)
         turned = [
             rotated(training, 2 * torch.pi * k / variant.rotations)

@@ -46,8 +46,9 @@ class Split:
         encoder: made of training and validation maps.
         training, validation, test: standardised anomalies, each (N, channels, n), float32, in the
             order of time (the ensemble: of members, then years).
-        known_dates, test_dates: dates of ``known`` and of ``test``, if the yearly cycle needs
-            them.
+        labels: what a method that can be told something is told of each map: the time of the
+            year where there is a yearly cycle, and of the ensemble the year, for its forcing.
+        known_told, test_told: that of ``known`` and of ``test``, by name.
     """
 
     name: str
@@ -55,8 +56,9 @@ class Split:
     training: Tensor
     validation: Tensor
     test: Tensor
-    known_dates: xr.DataArray | None
-    test_dates: xr.DataArray | None
+    labels: data.Labels
+    known_told: Mapping[str, xr.DataArray]
+    test_told: Mapping[str, xr.DataArray]
 
     @property
     def known(self) -> Tensor:
@@ -71,6 +73,7 @@ class _Recipe:
     climatology: data.Constant | data.Harmonics | data.Monthly
     split: Callable[[xr.Dataset], Parts]
     transform: Mapping[str, data.Log1p] = field(default_factory=dict)
+    told: Mapping[str, type[data.Scalar]] = field(default_factory=dict)
 
 
 def _by_flag(ds: xr.Dataset) -> Parts:
@@ -100,7 +103,9 @@ _RECIPES = {
     "tas": _Recipe(DAILY, ("tas",), data.Harmonics(3), _by_flag),
     "u250": _Recipe(DAILY, ("u250",), data.Harmonics(3), _by_flag),
     "daily": _Recipe(DAILY, ("tas", "u250", "pr"), data.Harmonics(3), _by_flag, _RAIN),
-    "ensemble": _Recipe(ENSEMBLE, ("tas",), data.Constant(), _by_member),
+    "ensemble": _Recipe(
+        ENSEMBLE, ("tas",), data.Constant(), _by_member, told={"year": data.Scalar}
+    ),
     "winds": _Recipe(None, ("UWND", "VWND"), data.Monthly(), _by_flag),
 }
 NAMES = tuple(_RECIPES)
@@ -128,6 +133,7 @@ def load(name: str, folder: str | Path | None = None) -> Split:
         transform=recipe.transform,
         climatology=recipe.climatology,
     )
+    labels = data.Labels.fit(known, recipe.told, climatology=recipe.climatology)
     x = encoder.encode(known)
     cut = training.sizes[data.sample_dimension(training)]
     return Split(
@@ -136,8 +142,9 @@ def load(name: str, folder: str | Path | None = None) -> Split:
         x[:cut],
         x[cut:],
         encoder.encode(test),
-        known.get("time"),
-        test.get("time"),
+        labels,
+        {name: known[name] for name in labels.names},
+        {name: test[name] for name in labels.names},
     )
 
 

@@ -25,7 +25,7 @@ from training import clock
 
 from spherediff import harmonics
 from spherediff.covariance import Covariance
-from spherediff.data import Encoder, Labels
+from spherediff.data import Encoder
 from spherediff.data.amplitude import Amplitude
 from spherediff.data.climatology import inflation
 from spherediff.gaussian import MultivariateGaussianField
@@ -108,8 +108,8 @@ class SphereDiff:
     """The package's model as it comes: its defaults, with as many steps as the time allows.
 
     Like ``spherediff train`` it divides anomalies by their local amplitude and is told the time of
-    the year.  The schedule of the learning rate wants the number of steps beforehand, so the speed
-    is measured first, at the expense of the budget.
+    the year, of the ensemble the year.  The schedule of the learning rate wants the number of steps
+    beforehand, so the speed is measured first, at the expense of the budget.
     """
 
     def __init__(self, split: Split) -> None:
@@ -121,7 +121,7 @@ class SphereDiff:
         start = clock()
         self.encoder = locally_scaled(self.split.encoder, training)
         known, judged = self._fields(training, validation)
-        self.model = Model.build(self.encoder, known.x, seed=seed)
+        self.model = Model.build(self.encoder, known.x, labels=self.split.labels, seed=seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
         every = TrainConfig().evaluate_every
@@ -134,13 +134,13 @@ class SphereDiff:
 
     def sample(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        dates = self.split.test_dates
-        x = self.model.sample(count, generator=generator, time=dates, progress=True)
+        told = self.split.test_told
+        x = self.model.sample(count, generator=generator, labels=told, progress=True)
         return self.split.encoder.standardise(self.encoder.anomalies(x)).float()
 
     def _fields(self, training: Tensor, validation: Tensor) -> tuple[Fields, Fields]:
-        dates, count = self.split.known_dates, len(training) + len(validation)
-        told = Labels.seasonal(self.encoder.climatology).encode({"time": dates}, count)
+        count = len(training) + len(validation)
+        told = self.split.labels.encode(self.split.known_told, count)
         plain = self.split.encoder
         given_back = inflation(plain.climatology, count)  # the cycle is fitted to all of them
         known, judged = (
