@@ -135,6 +135,10 @@ def test_a_covariance_gets_the_local_variances_of_fields_and_keeps_its_own() -> 
     assert error(found, 0) < 0.2 * error(shrunk, 0)
     assert error(found, 1) == pytest.approx(error(shrunk, 1), rel=0.3)
     assert with_local_variance(shrunk, x, []) is shrunk
+    # still invertible as D + UᵀU, also without noise
+    one = torch.ones(found.event_shape, dtype=torch.float64)
+    back = found.solve(one, 0 * one, found.matmul(x))
+    torch.testing.assert_close(back, x, rtol=1e-6, atol=1e-6)
 
 
 def test_degree_zero_is_the_identity_and_a_degree_beyond_lmax_is_refused() -> None:

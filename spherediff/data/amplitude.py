@@ -40,6 +40,7 @@ _TOLERANCE = 1e-12
 _ITERATIONS = 10_000
 _SMALLEST = 1e-3  # of a local standard deviation, relative to the largest
 _MATCHINGS = 3  # each leaves less than a third of the difference
+_KEPT = 1e-3  # of D, by which S stays invertible as D + UᵀU
 _ROWS = 256  # fields evaluated at once
 _JUDGED = 5  # the last fifth of the maps judges
 _JUDGED_LMAX = 31  # by degrees up to this one: matrices of at most 1024² numbers
@@ -148,8 +149,8 @@ class Amplitude:
 def with_local_variance(covariance: Covariance, x: Tensor, channels: Sequence[int]) -> Covariance:
     """A covariance with the local variances of fields, smoothed to half the band limit.
 
-    What D has in the channels becomes rows of U, (1, 0, …), (0, 1, 0, …), … times √D, so that all
-    of their variance is multiplied.
+    What D has in the channels, but for a thousandth, becomes rows of U, (1, 0, …), (0, 1, 0, …), …
+    times √D, so that their variance is multiplied too.
 
     Args:
         covariance: D + UᵀU of fields (channels, n).
@@ -163,10 +164,11 @@ def with_local_variance(covariance: Covariance, x: Tensor, channels: Sequence[in
     wanted = grid.synthesis(x.double()).var(0).log()
     variance, chosen = covariance.variance, torch.zeros(x.shape[1], 1, dtype=torch.float64)
     chosen[list(channels)] = 1
-    own = torch.diag((chosen * covariance.diagonal.double()).sqrt().flatten())
+    moved = (1 - _KEPT) * chosen * covariance.diagonal.double()
+    own = torch.diag(moved.sqrt().flatten())
     factor = torch.cat([covariance.factor.flatten(1), own[own.any(1)]])
     factor = torch.linalg.qr(factor, mode="r").R.unflatten(1, variance.shape)
-    covariance = Covariance((1 - chosen) * covariance.diagonal, factor)
+    covariance = Covariance(covariance.diagonal - moved, factor)
     for _ in range(_MATCHINGS):
         excess = wanted - local_variance(covariance, grid).log()
         b = 0.5 * chosen * harmonics.resize(grid.analysis(excess, lmax), lmax // 2)
