@@ -366,7 +366,8 @@ class _LowRankRoot:
 
         def solve(r: Tensor) -> Tensor:
             first, last = r[..., : self.n] / own, r[..., self.n :]
-            last = torch.cholesky_solve((last - first @ coupling)[..., None], factor)[..., 0]
+            rows = (last - first @ coupling).reshape(math.prod(last.shape[:-1]), self.k)
+            last = torch.cholesky_solve(rows.T, factor).T.reshape(last.shape)  # one system for all
             return torch.cat([first - (last @ coupling.T) / own, last], -1)
 
         return solve
