@@ -55,7 +55,7 @@ from spherediff.streams import NormalSource, Randomness, open_source
 
 _PROBES = 8  # for the diagonal of HᵀN⁻¹H
 _RESTARTS = 5
-_PATIENCE = 1000  # iterations before the numbers told most are taken together
+_PATIENCE = 100, 1000  # iterations before the numbers told most are taken together
 _TOGETHER = 4096  # of them, a matrix of 128 MiB
 _LARGEST_PART = 1 << 22  # numbers in the vectors of the systems that are solved at once
 
@@ -120,7 +120,7 @@ class Kriging:
         gain = self._information * self._root.variance
         credible = (gain / (1 + gain)).sum() <= H.size
         self._precondition = self._root.preconditioner(credible * self._information)
-        self._patience = _PATIENCE
+        self._together = False
 
     @property
     def mean(self) -> Tensor:
@@ -231,7 +231,9 @@ class Kriging:
         z, residual, iterations = torch.zeros_like(b), b, 0
         for _ in range(_RESTARTS):
             relative = allowed / residual.norm(dim=-1, keepdim=True)
-            most = min(self.max_iterations - iterations, self._patience)
+            most = self.max_iterations - iterations
+            if not self._together:
+                most = min(most, self._patience(math.prod(b.shape[:-1])))
             found = conjugate_gradients(
                 self._precision, residual, relative, most, preconditioner=self._precondition
             )
@@ -240,7 +242,7 @@ class Kriging:
             iterations += found.iterations
             if bool((residual.norm(dim=-1, keepdim=True) <= allowed).all()):
                 return _Solution(z, residual.norm(dim=-1), iterations)
-            if found.iterations == self._patience < self.max_iterations:
+            if found.iterations == most and iterations < self.max_iterations:
                 self._take_together()
         left = float((residual.norm(dim=-1, keepdim=True) / std).max())
         raise RuntimeError(
@@ -260,6 +262,11 @@ class Kriging:
         weighted = misfit / self._std.square()
         return self._root.transpose(self.observation.operator.adjoint(weighted))
 
+    def _patience(self, systems: int) -> int:
+        """Iterations until A was applied as often as its rows that are taken together need."""
+        least, largest = _PATIENCE
+        return min(max(least, min(_TOGETHER, self._root.size) // max(1, systems)), largest)
+
     def _take_together(self) -> None:
         """From now on precondition by the exact inverse for the numbers that are told most."""
         size = self._root.size
@@ -272,7 +279,7 @@ class Kriging:
             z = others * apart(others * r)
             return z.index_copy(-1, chosen, r[..., chosen] @ inverse)
 
-        self._precondition, self._patience = precondition, self.max_iterations
+        self._precondition, self._together = precondition, True
 
     def _precision_among(self, chosen: Tensor) -> Tensor:
         """EᵀAE for the chosen numbers of z."""

@@ -328,7 +328,10 @@ def test_draws_do_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 1e-2])
-def test_residual_bounds_the_error_in_posterior_standard_deviations(tolerance: float) -> None:
+def test_residual_bounds_the_error_in_posterior_standard_deviations(
+    tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", (10_000, 10_000))  # or it is exact
     prior = isotropic(8)
     seen = observe(prior, 0.01, 1.0)
     kriging = Kriging(seen, prior, tolerance=tolerance)
@@ -363,7 +366,7 @@ def test_a_few_stations_take_no_more_iterations_than_they_are() -> None:
 def test_systems_that_take_long_are_solved_by_what_is_told_most(
     name: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spherediff.kriging._PATIENCE", 3)
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", (3, 3))
     monkeypatch.setattr("spherediff.kriging._TOGETHER", together)
     prior = PRIORS[name](6)
     seen = observe(prior, 1e-2, 1.0)
@@ -379,15 +382,16 @@ def test_systems_that_take_long_are_solved_by_what_is_told_most(
 def test_a_gap_in_an_accurate_map_takes_few_iterations_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spherediff.kriging._PATIENCE", 30)
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", (30, 30))
     field, grid = isotropic(20), HEALPix(16)
     gap = Values(grid, field.event_shape, mask=np.abs(grid.latitude) > 20)
     seen = observe(field, 1e-3, 0.2, gap)
     monkeypatch.setattr("spherediff.kriging._TOGETHER", 256)  # degrees up to 15
     found = Kriging(seen, field)
-    monkeypatch.setattr("spherediff.kriging._PATIENCE", 10_000)
+    assert found.residual <= found.tolerance
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", (10_000, 10_000))
     alone = Kriging(seen, field)
-    assert max(found.residual, alone.residual) <= found.tolerance
+    assert alone.residual <= alone.tolerance
     assert found.iterations < 0.3 * alone.iterations
 
 
