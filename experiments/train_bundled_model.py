@@ -1,7 +1,7 @@
 """Train the model `speedy-daily` that comes with the package, and write its card.
 
     python experiments/train_bundled_model.py speedy-daily.nc \
-        --output spherediff/data/models/speedy-daily --work WORK [--steps 2000] [--threads 2]
+        --output spherediff/data/models/speedy-daily --work WORK [--steps 5000] [--threads 2]
 
 The archive holds daily `tas`, `u250` and `pr` of a simplified general circulation model, with a
 variable `test(time)` that is 1 in the years that are neither trained nor tuned on.  The last tenth
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
