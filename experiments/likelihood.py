@@ -33,9 +33,11 @@ import torch
 from torch import Tensor
 
 from spherediff import data
-from spherediff.denoise import NeuralDenoiser
+from spherediff.covariance import Covariance
+from spherediff.denoise import GaussianDenoiser, NeuralDenoiser
 from spherediff.likelihood import Hutchinson, bits_per_coefficient, log_density_ratio
 from spherediff.model import Model
+from spherediff.process import ConstantRate, OrnsteinUhlenbeck
 
 
 def arguments() -> argparse.Namespace:
@@ -51,13 +53,12 @@ def arguments() -> argparse.Namespace:
 
 
 def reference_log_ratio(denoiser: NeuralDenoiser, x: Tensor) -> Tensor:
-    """log dN(μ, S)/dγ(x) of the model's reference, float64: its modes have variances r under S and
-    1 under γ.
-    """
-    reference, field = denoiser.reference, denoiser.process.field
-    y = reference.modes(x - reference.mean).double() / reference.std
-    quadratic = y.square().sum((-2, -1)) - field.whiten(x).double().square().sum((-2, -1))
-    return -0.5 * (quadratic + 2 * reference.std.double().log().sum())
+    """log dN(μ, S)/dγ(x) of the model's reference, float64."""
+    field = denoiser.process.field.to(dtype=torch.float64)
+    S = Covariance(denoiser.covariance.diagonal.double(), denoiser.covariance.factor.double())
+    clean = OrnsteinUhlenbeck(field, ConstantRate())  # at t = 0 it has no noise at all
+    reference = GaussianDenoiser(clean, covariance=S, mean=denoiser.mean.double())
+    return reference.log_density_ratio(x.double(), 0.0)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from spherediff._linear import Operator as Map
 from spherediff._linear import conjugate_gradients
@@ -175,8 +176,7 @@ class Kriging:
             )
         found = []
         for rows in torch.arange(operator.size, device=self._y.device).split(self._part):
-            unit = self._y.new_zeros(len(rows), operator.size)
-            unit[torch.arange(len(rows)), rows] = 1
+            unit = one_hot(rows, operator.size).to(self._y)
             v = self._root.transpose(operator.adjoint(unit))
             found.append((v * self._posterior(v)).sum(-1))
         return torch.cat(found)
@@ -284,10 +284,8 @@ class Kriging:
     def _precision_among(self, chosen: Tensor) -> Tensor:
         """EᵀAE for the chosen numbers of z."""
         among = self._y.new_empty(len(chosen), len(chosen))
-        for rows in torch.arange(len(chosen)).split(self._part):
-            unit = self._y.new_zeros(len(rows), self._root.size)
-            unit[torch.arange(len(rows)), chosen[rows]] = 1
-            among[rows] = self._precision(unit)[:, chosen]
+        for rows, part in zip(among.split(self._part), chosen.split(self._part), strict=True):
+            rows.copy_(self._precision(one_hot(part, self._root.size).to(self._y))[:, chosen])
         return among
 
     def _diagonal(self) -> Tensor:
