@@ -35,7 +35,7 @@ from spherediff.denoise import Denoiser, GaussianDenoiser, NeuralDenoiser
 from spherediff.grids import GaussLegendre
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import TrainConfig, train
+from spherediff.train import TrainConfig
 
 LMAX = 31
 LEVELS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
@@ -125,14 +125,8 @@ def main() -> None:
     )
     process = model.denoiser.process
     started = time.perf_counter(), time.process_time()
-    result = train(
-        model.denoiser,
-        fields[:cut],
-        fields[cut:],
-        config,
-        options.directory,
-        learners=model.learners(fields[:cut]),
-        resume=options.resume,
+    result = model.train(
+        fields[:cut], fields[cut:], config, options.directory, resume=options.resume
     )
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     model.save(options.directory / "model")

@@ -33,7 +33,7 @@ from spherediff.grids import HEALPix
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
 from spherediff.sample import ProbabilityFlow
-from spherediff.train import Fields, TrainConfig, train
+from spherediff.train import Fields, TrainConfig
 
 LOW, HIGH = 23, 46
 FLOW_STEPS = 24
@@ -77,11 +77,9 @@ def main() -> None:
     fields = [Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"])) for ds in parts]
     network = OperatorConfig(LOW, 1)
     model = Model.build(encoder, fields[0].x, labels=labels, network=network)
-    low, judged = (Fields(harmonics.resize(f.x, LOW), f.condition) for f in fields[:2])
     with tempfile.TemporaryDirectory() as folder:
-        learners = model.learners(low.x)
         config = TrainConfig(steps=options.steps)
-        result = train(model.learner(), low, judged, config, folder, learners=learners)
+        result = model.train(fields[0], fields[1], config, folder)
 
     generator = torch.Generator().manual_seed(1)
     dates = parts[0].time
@@ -96,7 +94,7 @@ def main() -> None:
             f"{other[ell]:.3f} ± {other_error[ell]:.3f}"
         )
 
-    learner = model.learner().given(low.condition[:8])
+    learner = model.learner().given(fields[0].condition[:8])
     start = torch.Generator().manual_seed(1)
     alone = ProbabilityFlow(learner, FLOW_STEPS).sample((8,), generator=start)
     same = float((x[:8, :, : harmonics.count(LOW)] - alone).abs().max())

@@ -30,7 +30,7 @@ from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance
 from spherediff.denoise import NeuralDenoiser
 from spherediff.model import Model
-from spherediff.train import CHECKPOINT, Fields, TrainConfig, train
+from spherediff.train import CHECKPOINT, Fields, TrainConfig
 
 VARIABLES = ("tas", "u250", "pr")
 LMAX = 31
@@ -110,15 +110,9 @@ def main() -> None:
     fields = list(map(Fields, encoded, told))
     model = Model.build(encoder, fields[0].x, labels=labels, seed=options.seed)
     began = time.perf_counter()
-    result = train(
-        model.denoiser,
-        fields[0],
-        fields[1],
-        TrainConfig(steps=options.steps, seed=options.seed),
-        options.work,
-        learners=model.learners(fields[0].x),
-        resume=(options.work / CHECKPOINT).exists(),
-    )
+    config = TrainConfig(steps=options.steps, seed=options.seed)
+    resume = (options.work / CHECKPOINT).exists()
+    result = model.train(fields[0], fields[1], config, options.work, resume=resume)
     minutes = (time.perf_counter() - began) / 60
     model = rounded(model)
     model.save(options.output)

@@ -34,7 +34,7 @@ from spherediff._files import atomic_write, require_writable
 from spherediff.grids import Grid, HEALPix, LatLon
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import CHECKPOINT, METRICS, Fields, TrainConfig, TrainResult, train
+from spherediff.train import CHECKPOINT, METRICS, Fields, TrainConfig, TrainResult
 
 _ARCHIVE = "navy-winds"
 _TRAIN, _HELD_OUT = slice(0, 96), slice(96, 108)
@@ -208,15 +208,7 @@ def _trained(
     resume = (folder / CHECKPOINT).exists()
     if resume:
         _say("      going on from the checkpoint of an earlier run")
-    result = train(
-        model.denoiser,
-        ready.train,
-        ready.held_out,
-        config,
-        folder,
-        learners=model.learners(ready.train.x),
-        resume=resume,
-    )
+    result = model.train(ready.train, ready.held_out, config, folder, resume=resume)
     model.save(folder)
     return model, result
 

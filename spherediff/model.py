@@ -25,6 +25,7 @@ from torch import Tensor
 
 from spherediff import _tensors, harmonics
 from spherediff._files import atomic_write, require_writable
+from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
 from spherediff.data.amplitude import with_local_variance
@@ -37,9 +38,10 @@ from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_re
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
+from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 CONFIG = "model.json"
-_FORMAT = 4
+_FORMAT = 5
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
@@ -164,6 +166,50 @@ class Model:
             covariance = _correlated(self.encoder, others, variance, lmax)
             learners.append(self._learner(mean, covariance))
         return learners
+
+    def train(
+        self,
+        known: Tensor | Fields,
+        held_out: Tensor | Fields,
+        config: TrainConfig | None = None,
+        directory: str | os.PathLike[str] = "training",
+        *,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> TrainResult:
+        """Train the network, by cross-fitting, and calibrate it on the held-out fields.
+
+        Args:
+            known: those that the model was built from, shape (N, channels, n), N at least ten, or
+                with their labels.
+            held_out: fields to stop early by and to calibrate on, shape (M, channels, n).
+            config: how to train.
+            directory: where metrics and checkpoints go.
+            resume: go on from the checkpoint in ``directory`` instead of starting afresh.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: fewer than ten fields, or what :func:`spherediff.train.train` refuses,
+                which says what else is raised.
+        """
+        learner, lmax = self.learner(), self.network.config.lmax
+        known, held_out = (
+            fields._replace(x=harmonics.resize(fields.x, lmax))
+            for fields in map(Fields.of, (known, held_out))
+        )
+        self.network.calibration.reset()
+        result = train(
+            learner,
+            known,
+            held_out,
+            config,
+            Path(directory),
+            learners=self.learners(known.x),
+            resume=resume,
+            progress=progress,
+        )
+        calibrate(learner, self.network.calibration, held_out)
+        return result
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
         field, schedule = self.denoiser.process.field, self.denoiser.process.schedule

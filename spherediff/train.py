@@ -147,10 +147,10 @@ def ema_decay(step: int, config: TrainConfig) -> float:
     return min(config.ema, (1 + step) / (10 + step))
 
 
-def residual_error(
+def residual_target(
     denoiser: NeuralDenoiser, x0: Tensor, log_noise: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(F − T, T) with T = (X_0 − w)/√p, the target of the network, at freshly drawn X_t.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, t, T) of a freshly drawn X_t, with T = (X_0 − w)/√p, the target of the network.
 
     Args:
         denoiser: the preconditioned network.
@@ -160,7 +160,14 @@ def residual_error(
     """
     reference, t = denoiser.reference, denoiser.process.time_of(log_noise)[:, None]
     z = reference.standardise(denoiser.process.noised(x0, t, generator=generator), t)
-    target = reference.residual(x0, z, t)
+    return z, t, reference.residual(x0, z, t)
+
+
+def residual_error(
+    denoiser: NeuralDenoiser, x0: Tensor, log_noise: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(F − T, T) at freshly drawn X_t, arguments as for :func:`residual_target`."""
+    z, t, target = residual_target(denoiser, x0, log_noise, generator)
     return denoiser.residual(z, t).to(target.dtype) - target, target
 
 
@@ -201,13 +208,14 @@ def held_out_loss(
         for k in range(0, len(judged.x), config.batch):
             part = judged.at(slice(k, k + config.batch))
             x0, log_noise = part.x.to(denoiser.mean), torch.full((len(part.x),), level)
-            error, target = residual_error(_told(denoiser, part), x0, log_noise, generator)
+            error, target = residual_error(conditioned(denoiser, part), x0, log_noise, generator)
             total += torch.stack([error.square().sum(), target.square().sum()]).cpu()
         ratios.append(float(total[0] / total[1]))
     return ratios
 
 
-def _told(denoiser: NeuralDenoiser, fields: Fields) -> NeuralDenoiser:
+def conditioned(denoiser: NeuralDenoiser, fields: Fields) -> NeuralDenoiser:
+    """The denoiser under the conditions of these fields, if they have any."""
     return denoiser.given(fields.condition) if fields.condition.shape[1] else denoiser
 
 
@@ -320,7 +328,7 @@ def _take_step(
     mixed = config.mixed_precision and device.type == "cuda"
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
         x0 = chosen.x.to(denoiser.mean)
-        error, _ = residual_error(_told(denoiser, chosen), x0, log_noise, state.generator)
+        error, _ = residual_error(conditioned(denoiser, chosen), x0, log_noise, state.generator)
         loss = error.square().mean()
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()

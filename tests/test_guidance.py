@@ -19,7 +19,7 @@ from spherediff.nn import OperatorConfig
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.sample import Heun
 from spherediff.spectra import Tabulated
-from spherediff.train import Fields, TrainConfig, train
+from spherediff.train import Fields, TrainConfig
 
 # --- the formula ------------------------------------------------------------------------------
 
@@ -168,8 +168,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         log_noise_mean=0.0, log_noise_std=1.0, label_dropout=0.5,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("training")
-    learners = model.learners(fields[0].x)
-    train(model.denoiser, fields[0], fields[1], config, folder, learners=learners, progress=False)
+    model.train(fields[0], fields[1], config, folder, progress=False)
     return model
 
 

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance
 from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
 from spherediff.data.observations import Standardised
@@ -27,6 +28,7 @@ from spherediff.observe import Observation, Values
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
 from spherediff.sample import Heun, ProbabilityFlow
 from spherediff.spectra import Tabulated
+from spherediff.train import TrainConfig
 
 LMAX = 4
 TINY = {"width": 4, "blocks": 1, "hidden": 4, "lifts": 1, "positional": 1, "embedding": 4}
@@ -239,6 +241,29 @@ def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:
     assert torch.equal(draw(Model.load(tmp_path)), draw(model))
 
 
+def test_training_ends_with_a_calibration_that_survives_saving(tmp_path: Path) -> None:
+    ds = archive(30)
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    x = encoder.encode(ds)
+    known, held_out = x[:20], x[20:]
+    model = Model.build(encoder, known, network=OperatorConfig(2, 2, **TINY))
+    model.network.calibration.b.fill_(9.0)  # of an earlier training
+    config = TrainConfig(steps=4, batch=4, learning_rate=1e-3, warmup=0, evaluate_every=2)
+    result = model.train(known, held_out, config, tmp_path / "training", progress=False)
+    assert result.step == 4
+    assert result.best < 1.5  # not that of a network corrected by what it is to be corrected by
+    fitted = [table.clone() for table in (model.network.calibration.a, model.network.calibration.b)]
+    calibrate(model.learner(), model.network.calibration, harmonics.resize(held_out, 2))
+    assert torch.equal(model.network.calibration.a, fitted[0])
+    assert torch.equal(model.network.calibration.b, fitted[1])
+    assert 0 < fitted[1].abs().max() < 0.1
+    model.save(tmp_path / "model")
+    assert torch.equal(draw(Model.load(tmp_path / "model")), draw(model))
+    before = draw(model)
+    model.network.calibration.reset()
+    assert not torch.equal(draw(model), before)
+
+
 @pytest.fixture(scope="module")
 def model() -> Model:
     return build()
@@ -397,7 +422,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 4"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 5"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),

@@ -47,6 +47,27 @@ def test_winds_are_split_in_time_and_standardised_by_what_is_known(winds):
     torch.testing.assert_close(power, torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
+def test_validation_maps_are_no_combination_of_training_maps(winds):
+    training, validation = winds.tuning
+    months = winds.known_told["time"].dt.month.values
+    for month in range(1, 13):
+        of_month = months[:97] == month
+        torch.testing.assert_close(
+            training[of_month].mean(0), torch.zeros_like(training[0]), rtol=0, atol=1e-6
+        )
+    assert torch.allclose(
+        validation[0] - winds.validation[0], training[months[:97] == months[97]][0]
+        - winds.training[months[:97] == months[97]][0], atol=1e-6,
+    )  # fmt: skip
+
+    def unexplained(x, by):
+        return float((torch.linalg.lstsq(by.T, x.T).solution.T @ by - x).norm() / x.norm())
+
+    plain = [x.double().flatten(1) for x in (winds.validation, winds.training)]
+    assert unexplained(*plain) < 1e-4
+    assert unexplained(*(x.double().flatten(1) for x in (validation, training))) > 0.3
+
+
 def test_archives_ask_for_their_files_before_work_begins(peer, tmp_path):
     archives = peer("archives")
     archives.require(["winds"], None)

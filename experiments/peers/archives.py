@@ -29,6 +29,7 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import data
+from spherediff.data import climatology
 
 LMAX = 31
 DAILY = "speedy-daily.nc"
@@ -64,6 +65,19 @@ class Split:
     def known(self) -> Tensor:
         """Training and validation maps, in this order."""
         return torch.cat([self.training, self.validation])
+
+    @property
+    def tuning(self) -> tuple[Tensor, Tensor]:
+        """Training and validation maps as anomalies from the cycle of the training maps alone.
+
+        About the cycle of all of them a validation map is a combination of training maps: of
+        monthly means of nine years, say, less the sum of the other eight anomalies of its month.
+        """
+        design = self.encoder.climatology.design(self.known_told.get("time"), len(self.known))
+        first, x = len(self.training), self.known.double().flatten(1)
+        cycle = design @ climatology.fit(design[:first], x[:first].numpy())
+        anomalies = (x - torch.from_numpy(cycle)).view_as(self.known).float()
+        return anomalies[:first], anomalies[first:]
 
 
 @dataclass(frozen=True)

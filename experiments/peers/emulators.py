@@ -24,6 +24,7 @@ from torch import Tensor
 from training import clock
 
 from spherediff import harmonics
+from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder
 from spherediff.data.amplitude import Amplitude
@@ -124,11 +125,16 @@ class SphereDiff:
         self.model = Model.build(self.encoder, known.x, labels=self.split.labels, seed=seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
+        before = clock()
+        calibrate(self.model.denoiser, self.model.network.calibration, judged)
+        calibration = clock() - before
+        self.model.network.calibration.reset()
         every = TrainConfig().evaluate_every
-        left = seconds - (clock() - start) - judgement
+        left = seconds - (clock() - start) - judgement - calibration
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
+        calibrate(self.model.denoiser, self.model.network.calibration, judged)
         parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
 
@@ -142,10 +148,10 @@ class SphereDiff:
         count = len(training) + len(validation)
         told = self.split.labels.encode(self.split.known_told, count)
         plain = self.split.encoder
-        given_back = inflation(plain.climatology, count)  # the cycle is fitted to all of them
+        given_back = inflation(plain.climatology, len(training))  # the cycle is fitted to these
         known, judged = (
-            (given_back * self.encoder.standardise(plain.anomalies(x))).float()
-            for x in (training, validation)
+            (factor * self.encoder.standardise(plain.anomalies(x))).float()
+            for factor, x in ((given_back, training), (1.0, validation))
         )
         return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
 

@@ -69,9 +69,11 @@ def check(options: argparse.Namespace) -> None:
 def draw(entry: Entry, split: Split, seconds: float, seed: int) -> None:
     """Train one method on one archive, draw, and keep the draws."""
     before: dict[str, Any] = environment()
-    emulator = METHODS[entry.method].make(split)
+    method = METHODS[entry.method]
+    emulator = method.make(split)
+    known = split.tuning if method.budgeted else (split.training, split.validation)
     clock = time.perf_counter(), time.process_time()
-    learnt = emulator.fit(split.training, split.validation, seconds, seed)
+    learnt = emulator.fit(*known, seconds, seed)
     took = time.perf_counter() - clock[0], time.process_time() - clock[1]
     clock = time.perf_counter(), time.process_time()
     x = emulator.sample(len(split.test), seed + 1)

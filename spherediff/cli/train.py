@@ -133,12 +133,11 @@ class Train:
 
     def run(self, invocation: Invocation) -> None:
         """Check, encode, train, save."""
-        from spherediff import harmonics
         from spherediff._files import atomic_write, require_writable
         from spherediff.data import Encoder, Labels, sample_dimension
         from spherediff.model import Model
         from spherediff.nn import OperatorConfig
-        from spherediff.train import CHECKPOINT, Fields, train
+        from spherediff.train import CHECKPOINT, Fields
 
         where = device(self.device)
         config = self._config()
@@ -187,19 +186,8 @@ class Train:
         with atomic_write(self.output / RUN) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         try:
-            known, judged = (
-                Fields(harmonics.resize(a, network_lmax), condition)
-                for a, condition in ((x, told), (y, judged_by))
-            )
-            result = train(
-                model.learner(),
-                known,
-                judged,
-                config,
-                self.output,
-                learners=model.learners(known.x),
-                resume=self.resume,
-            )
+            known, judged = Fields(x, told), Fields(y, judged_by)
+            result = model.train(known, judged, config, self.output, resume=self.resume)
         except KeyboardInterrupt:
             again = invocation.command.removesuffix(" --resume")
             raise KeyboardInterrupt(
