@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from spherediff import harmonics
 from spherediff.denoise import NeuralDenoiser
@@ -41,6 +42,7 @@ def calibrate(
     held_out: Tensor | Fields,
     *,
     seed: int = 0,
+    progress: bool = False,
 ) -> None:
     """Fit the calibration of the denoiser's network, in place.
 
@@ -49,12 +51,14 @@ def calibrate(
         calibration: what is fitted; what was in it is forgotten.
         held_out: fields that were not trained on, shape (M, channels, n), or with conditions.
         seed: of the noise.
+        progress: show a progress bar.
     """
     calibration.reset()
     fields, generator = Fields.of(held_out), torch.Generator().manual_seed(seed)
     low, high = denoiser.process.schedule.log_snr_range
     a, b = torch.empty_like(calibration.a), torch.empty_like(calibration.b)
-    for k, knot in enumerate(calibration.knots.tolist()):
+    knots = calibration.knots.tolist()
+    for k, knot in enumerate(tqdm(knots, desc="calibrating", leave=False, disable=not progress)):
         level = min(max(knot, -high), -low)
         a[k], b[k] = _least_squares(_moments(denoiser, fields, level, generator))
     calibration.a.copy_(a)

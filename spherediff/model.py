@@ -208,7 +208,7 @@ class Model:
             resume=resume,
             progress=progress,
         )
-        calibrate(learner, self.network.calibration, held_out)
+        calibrate(learner, self.network.calibration, held_out, progress=progress)
         return result
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
