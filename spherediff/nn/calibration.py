@@ -25,12 +25,14 @@ class Calibration(nn.Module):
     """
 
     knots: Tensor
+    degree: Tensor
     a: Tensor
     b: Tensor
 
     def __init__(self, lmax: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("knots", torch.tensor(_KNOTS, dtype=torch.float32), persistent=False)
+        self.register_buffer("degree", harmonics.degrees(lmax), persistent=False)
         self.register_buffer("a", torch.ones(len(_KNOTS), channels, lmax + 1))
         self.register_buffer("b", torch.zeros(len(_KNOTS), channels, lmax + 1))
 
@@ -44,7 +46,7 @@ class Calibration(nn.Module):
         s = log_noise.clamp(_KNOTS[0], _KNOTS[-1])[:, None]
         hats = (1 - (s - self.knots).abs()).clamp(min=0)  # (B, knots), they sum to 1
         a, b = (
-            harmonics.expand(torch.tensordot(hats, table.to(hats), dims=1))
+            torch.tensordot(hats, table.to(hats), dims=1)[..., self.degree]
             for table in (self.a, self.b)
         )
         return a * F + b * u
