@@ -38,7 +38,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {_HEADER: json.dumps(dict(header)), _CHECKSUM: digest(stored)}
     with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; save_file shuts all others out
         save_file(stored, temporary, metadata=metadata)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
 

@@ -465,6 +465,12 @@ def test_output_that_cannot_be_written_is_reported(model, tmp_path) -> None:
         model.save(tmp_path / "file" / "model")
 
 
+def test_whoever_may_read_a_file_may_read_a_model(saved: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("as the umask has it")
+    assert {path.stat().st_mode for path in saved.iterdir()} == {plain.stat().st_mode}
+
+
 def test_at_least_one_field_is_drawn(model) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         draw(model, 0)
