@@ -2,24 +2,31 @@
 
 The target of a denoiser's network is a conditional expectation, F = E[T | z], so that
 
-    E[F T] = E[F²]   and   E[z T] = E[z F]
+    E[F (T − F)] = 0    and    E[z F] = E[z T] = 0,
 
-degree by degree and at every noise level.  A network that knows its training fields too well fails
-both on others: it is too sure of itself, and its guess is less correlated with z than the truth is.
-The second matters to every draw, since along the probability flow d|z|²/dψ = −2 z·F: a hundredth of
-a correlation missing is several hundredths of the variance in the end.  Fields that were held out
-say what is missing.  With F, z and T as they count in the fields, √S F/√diag S and so on, S the
-covariance of the reference, the least squares
+degree by degree and at every noise level, the last equality for fields with the variance of the
+reference, which is what z is standardised by.  A network that knows its training fields too well
+fails both on others: it is too sure of itself, and its guess leans towards z or away from it.  On
+fields that were held out,
 
-    a, b = argmin Σ(T − a F − b z)² + (a − 1)²/τ_a² + b²/τ_b²
+    β = E[zF]/E[z²],    a = E[T (F − βz)]/E[(F − βz)²],    F ← a (F − βz)
 
-over all coefficients of an octave of degrees in all fields at one noise level make a F + b z obey
-both; the last terms, normal priors for T of unit variance, keep the correction small where the
-held-out fields know too little.  Without √S, modes in which the data hardly vary would decide: they
-are the most, and what a short archive says of them is the least reliable.
+for every octave of degrees and noise level makes F obey both.  T has unit variance, and a the
+prior N(1, τ²), so that few fields change little.  Nothing is taken from the held-out fields' own
+variance: the reference knows it from many more.
+
+Draws are not held-out fields with noise.  Along the probability flow d|z|²/dψ = −2 z·F, so that a
+hundredth of a correlation becomes several hundredths of the variance in the end.  So the flow is
+run, and the β that is left along it is taken off too: its draws have the reference's variance.
+
+F, z and T are taken as they count in the fields, √S F/√diag S and so on, S the covariance of the
+reference.  Else the modes in which the data hardly vary would decide: they are the most, and what a
+short archive says of them is the least reliable.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,10 +35,14 @@ from tqdm.auto import tqdm
 from spherediff import harmonics
 from spherediff.denoise import NeuralDenoiser
 from spherediff.nn import Calibration
+from spherediff.sample import ProbabilityFlow
+from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, residual_target
 
-_PRIOR = (0.1, 0.03)  # τ_a and τ_b
-_DRAWS = 2  # of noise for each field and level
+_PRIOR = 0.1  # τ
+_NOISES = 2  # for each field and level
+_DRAWS = 96
+_SPACING = 0.5  # in log(σ/α), of the flow's steps
 _BATCH = 64
 
 
@@ -55,40 +66,91 @@ def calibrate(
     """
     calibration.reset()
     fields, generator = Fields.of(held_out), torch.Generator().manual_seed(seed)
+    _regress(denoiser, calibration, fields, generator, progress)
+    _balance(denoiser, calibration, fields, generator, progress)
+
+
+def _regress(
+    denoiser: NeuralDenoiser,
+    calibration: Calibration,
+    fields: Fields,
+    generator: torch.Generator,
+    progress: bool,
+) -> None:
+    """a and b = −aβ from noised held-out fields."""
     low, high = denoiser.process.schedule.log_snr_range
     a, b = torch.empty_like(calibration.a), torch.empty_like(calibration.b)
     knots = calibration.knots.tolist()
     for k, knot in enumerate(tqdm(knots, desc="calibrating", leave=False, disable=not progress)):
         level = min(max(knot, -high), -low)
-        a[k], b[k] = _least_squares(_moments(denoiser, fields, level, generator))
+        a[k], b[k] = _regression(_held_out_moments(denoiser, fields, level, generator))
     calibration.a.copy_(a)
     calibration.b.copy_(b)
 
 
-def _moments(
+def _held_out_moments(
     denoiser: NeuralDenoiser, fields: Fields, level: float, generator: torch.Generator
 ) -> Tensor:
-    """Σ over fields and orders of (F, z, T)(F, z, T)ᵀ, (channels, lmax + 1, 3, 3), float64."""
-    reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
+    """Moments of (F, z, T)."""
     batches = [fields.at(slice(k, k + _BATCH)) for k in range(0, len(fields.x), _BATCH)]
-    products = torch.zeros((), dtype=torch.float64)
-    for part in _DRAWS * batches:
+    total = torch.zeros((), dtype=torch.float64)
+    for part in _NOISES * batches:
         x0, log_noise = part.x.to(denoiser.mean), torch.full((len(part.x),), level)
         z, t, T = residual_target(denoiser, x0, log_noise, generator)
         F = conditioned(denoiser, part).residual(z, t)
-        v = reference.coefficients(reference.std * torch.stack([F, z, T])) / scale
-        seen = v.cpu().double()
-        products = products + torch.einsum("ibcn,jbcn->cijn", seen, seen) / _DRAWS
-    return harmonics.sum_orders(products).movedim(-1, 1)
+        total = total + _moments(denoiser, F, z, T) / _NOISES
+    return total
 
 
-def _least_squares(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b, shape (channels, lmax + 1), the same for all degrees of an octave."""
-    octave = torch.tensor([ell.bit_length() for ell in range(moments.shape[1])])
-    total = moments.new_zeros(len(moments), int(octave[-1]) + 1, 3, 3)
-    total = total.index_add(1, octave, moments)
-    prior = torch.tensor(_PRIOR, dtype=total.dtype) ** -2
-    known = total[..., :2, :2] + prior.diag()
-    pull = total[..., :2, 2] + prior * torch.tensor([1.0, 0.0])
-    a, b = torch.linalg.solve(known, pull)[:, octave].unbind(-1)
-    return a, b
+def _moments(denoiser: NeuralDenoiser, *fields: Tensor) -> Tensor:
+    """Σ over samples and the orders of an octave of v_i v_j, (channels, lmax + 1, i, j), float64.
+
+    Every degree has that of its octave.
+    """
+    reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
+    v = (reference.coefficients(reference.std * torch.stack(fields)) / scale).cpu().double()
+    of_degree = harmonics.sum_orders(torch.einsum("ibcn,jbcn->cijn", v, v))
+    octave = torch.tensor([ell.bit_length() for ell in range(of_degree.shape[-1])])
+    total = of_degree.new_zeros(*of_degree.shape[:-1], int(octave[-1]) + 1)
+    return total.index_add(-1, octave, of_degree)[..., octave].movedim(-1, 1)
+
+
+def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b = −aβ, shape (channels, lmax + 1)."""
+    FF, Fz, FT, zz, zT = (moments[..., i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
+    beta = Fz / zz
+    a = (FT - beta * zT + _PRIOR**-2) / (FF - beta * Fz + _PRIOR**-2)
+    return a, -a * beta
+
+
+def _balance(
+    denoiser: NeuralDenoiser,
+    calibration: Calibration,
+    fields: Fields,
+    generator: torch.Generator,
+    progress: bool,
+) -> None:
+    """b less the β along the denoiser's own flow, under the conditions of the fields."""
+    steps = round(denoiser.process.schedule.span / _SPACING)
+    flow = ProbabilityFlow(denoiser, steps)
+    moments: list[list[Tensor]] = [[] for _ in range(steps)]
+    told = fields.at(torch.arange(_DRAWS) % len(fields.x))
+    parts = [told.at(slice(k, k + _BATCH)) for k in range(0, _DRAWS, _BATCH)]
+    bar = tqdm(total=len(parts) * steps, desc="balancing", leave=False, disable=not progress)
+    for part in parts:
+        flow = ProbabilityFlow(conditioned(denoiser, part), steps)
+        noise, memory = open_source(generator, len(part.x)), None
+        x = denoiser.process.field.sample((len(part.x),), generator=noise)
+        for here, (t, s) in zip(moments, pairwise(flow.times), strict=True):
+            z = denoiser.reference.standardise(x, t)
+            x, memory = flow.step(x, t, s, noise, memory)
+            assert memory is not None
+            here.append(_moments(denoiser, memory[0], z))  # of F(z, t), which a step passes on
+            bar.update()
+    total = torch.stack([sum(here[1:], here[0]) for here in moments])
+    beta = total[..., 0, 1] / total[..., 1, 1]  # (steps, channels, lmax + 1)
+    log_noise = denoiser.process.log_noise(torch.tensor(flow.times[:-1]))
+    knots = calibration.knots.cpu().double()
+    hats = (1 - (knots[:, None] - log_noise).abs()).clamp(min=0)  # (knots, steps)
+    share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
+    calibration.b.sub_(torch.tensordot(share, beta, dims=1).to(calibration.b))

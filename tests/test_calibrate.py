@@ -1,4 +1,4 @@
-"""Calibration: the tables, their least squares against closed forms, and the law of the draws."""
+"""Calibration: the tables, their regression against closed forms, and the law of the draws."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ def angle(log_noise: Tensor | float) -> tuple[Tensor, Tensor]:
     """cos ψ and sin ψ, tan ψ = σ/α."""
     psi = torch.as_tensor(log_noise, dtype=torch.float64).exp().arctan()
     return psi.cos(), psi.sin()
+
+
+def regress(denoiser: NeuralDenoiser, calibration: Calibration, x: Tensor) -> None:
+    """The first half of calibrating, on held-out fields."""
+    calibration.reset()
+    generator = torch.Generator().manual_seed(0)
+    calibrating._regress(denoiser, calibration, Fields.of(x), generator, progress=False)
 
 
 # --- the tables -------------------------------------------------------------------------------
@@ -85,64 +92,76 @@ def test_an_operator_corrects_the_degrees_it_knows() -> None:
     assert not F[..., 16:].any()
 
 
-# --- the least squares ------------------------------------------------------------------------
+# --- the regression ---------------------------------------------------------------------------
 
 
-def test_least_squares_are_those_of_the_fields_and_two_prior_observations() -> None:
+def test_regression_is_that_of_the_fields_of_each_octave() -> None:
     generator = torch.Generator().manual_seed(3)
     v = torch.randn(3, 20, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    v[0] += 0.2 * v[1]
     v[2] += 0.9 * v[0] + 0.02 * v[1]
-    moments = harmonics.sum_orders(torch.einsum("ibcn,jbcn->cijn", v, v)).movedim(-1, 1)
-    a, b = calibrating._least_squares(moments)
+    denoiser = denoiser_of(SignsMistaken())
+    a, b = calibrating._regression(calibrating._moments(denoiser, *v))
     octave = OCTAVES[harmonics.degrees(LMAX)]
     for c in range(CHANNELS):
         for o in range(4):
             F, z, T = v[:, :, c, octave == o].flatten(1).numpy()
-            rows = np.vstack([np.stack([F, z], 1), np.diag([1 / 0.1, 1 / 0.03])])
-            expected = np.linalg.lstsq(rows, np.append(T, [1 / 0.1, 0.0]), rcond=None)[0]
-            for found, value in zip((a, b), expected, strict=True):
-                np.testing.assert_allclose(found[c, o == OCTAVES], value, rtol=1e-10)
+            beta = np.linalg.lstsq(z[:, None], F, rcond=None)[0][0]
+            rest = np.append(F - beta * z, 1 / 0.1)  # a prior observation of T = rest, a = 1
+            gain = np.linalg.lstsq(rest[:, None], np.append(T, 1 / 0.1), rcond=None)[0][0]
+            np.testing.assert_allclose(a[c, o == OCTAVES], gain, rtol=1e-10)
+            np.testing.assert_allclose(b[c, o == OCTAVES], -gain * beta, rtol=1e-10)
+
+
+class Leaning(nn.Module):
+    """F = c(s) z, c linear between the knots: it would change the variance of every draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calibration = Calibration(LMAX, CHANNELS)
+
+    def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
+        lean = 0.1 + 0.02 * log_noise.clamp(-3, 3)[:, None, None]
+        return self.calibration(lean * u, u, log_noise)
 
 
 @pytest.mark.parametrize("r", [0.7, 1.3])
-def test_a_wrong_variance_of_the_reference_is_found_and_put_right(r: float) -> None:
-    """Data N(0, r), reference N(0, 1): E[T | z] = b z, b = cos ψ sin ψ (r − 1)/(r cos² + sin²)."""
-    count = 1500
-    network = SphericalOperator(LMAX, CHANNELS, **TINY).double()
+def test_draws_get_the_variance_of_the_reference_whatever_that_of_the_held_out_fields(r) -> None:
+    network = Leaning()
     denoiser = denoiser_of(network)
+    start = denoiser.process.field.sample((4,), generator=torch.Generator().manual_seed(5))
+    spoilt = ProbabilityFlow(denoiser, steps=16).sample(
+        (4,), generator=torch.Generator().manual_seed(5)
+    )
+    assert float((spoilt / start).mean()) > 1.1
     generator = torch.Generator().manual_seed(4)
-    x = math.sqrt(r) * torch.randn(count, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    x = math.sqrt(r) * torch.randn(20, CHANNELS, 64, generator=generator, dtype=torch.float64)
     calibrate(denoiser, network.calibration, x)
-    cos, sin = angle(network.calibration.knots)
-    variance_z, variance_T = r * cos**2 + sin**2, r * sin**2 + cos**2
-    truth = cos * sin * (r - 1) / variance_z
-    orders = torch.tensor([1, 3, 12, 48])[OCTAVES]
-    weight = count * orders * variance_z[:, None, None]
-    expected = truth[:, None, None] * weight / (weight + 0.03**-2)
-    error = (variance_T[:, None, None] / weight).sqrt()
-    # 112 values; no more than the maps' own error, although their noise is drawn twice
-    assert ((network.calibration.b - expected).abs() < 5 * error).all()  # false alarms: 6e-5
-    assert torch.equal(network.calibration.a, torch.ones_like(network.calibration.a))
-
-    # the flow is then linear, and in degrees known well the draws get the variance of the data
-    network.calibration.b.copy_(truth[:, None, None].expand_as(network.calibration.b))
-    start = torch.Generator().manual_seed(5)
-    x = ProbabilityFlow(denoiser, steps=64).sample((4,), generator=start)
-    network.calibration.reset()
-    plain = ProbabilityFlow(denoiser, steps=64).sample((4,), generator=start.manual_seed(5))
-    factor = (x / plain).square()
-    torch.testing.assert_close(factor, torch.full_like(factor, r), rtol=0.01, atol=0)  # tables
+    lean = 0.1 + 0.02 * network.calibration.knots
+    expected = -lean[:, None, None].expand_as(network.calibration.b)
+    torch.testing.assert_close(network.calibration.b, expected, rtol=1e-6, atol=0)
+    drawn = ProbabilityFlow(denoiser, steps=16).sample(
+        (4,), generator=torch.Generator().manual_seed(5)
+    )
+    torch.testing.assert_close(drawn, start, rtol=1e-5, atol=1e-5)  # γ is the reference here
 
 
 def test_modes_count_as_they_do_in_the_fields() -> None:
-    """One mode has nearly all variance, and many others nine times what the reference gives them.
+    """One mode has nearly all variance; the network leans by a half in the many others alone.
 
-    Coefficients are x = √v u y + √d e, u uniform; among all modes of unit variance under the
-    reference, the many would ask for b of almost ½·8/(½·9 + ½).
+    Coefficients are x = √v u y + √d e, u uniform.  All modes alike would make β ½·63/64.
     """
-    count, n = 1500, 64
-    v, d, r = float(n), 0.02, 9.0
-    network = SphericalOperator(LMAX, 1, **TINY).double()
+    count, n, v, d = 1500, 64, 64.0, 0.02
+
+    class LeaningInWeakModes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calibration = Calibration(LMAX, 1)
+
+        def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
+            return self.calibration((u - u.mean(-1, keepdim=True)) / 2, u, log_noise)
+
+    network = LeaningInWeakModes()
     C = torch.ones(1, LMAX + 1, dtype=torch.float64)
     process = OrnsteinUhlenbeck(GaussianField(Tabulated(C), LMAX, dtype=torch.float64))
     diagonal = torch.full((1, n), d, dtype=torch.float64)
@@ -153,33 +172,16 @@ def test_modes_count_as_they_do_in_the_fields() -> None:
     generator = torch.Generator().manual_seed(13)
     y = torch.randn(count, 1, 1, generator=generator, dtype=torch.float64)
     e = torch.randn(count, 1, n, generator=generator, dtype=torch.float64)
-    e = e - e.mean(-1, keepdim=True)  # orthogonal to u
-    calibrate(denoiser, network.calibration, factor[0] * y + math.sqrt(r * d) * e)
-    for knot in (-2, -1, 0, 1):
-        k = int((network.calibration.knots == knot).nonzero())
-        noise = math.exp(2 * knot)
-        strong, weak = v + d, d  # of the modes of the reference
-        cos_sin, spread, weight = 0.0, 0.0, 0.0
-        for variance, ratio, share in ((strong, strong**-1 * v, 1 / n), (weak, r, 1 - 1 / n)):
-            cos, sin = (torch.tensor(c) for c in _angle_of(variance, noise))
-            cos_sin += float(share * variance * cos * sin * (ratio - 1))
-            spread += float(share * variance * (ratio * cos**2 + sin**2))
-            weight += share * variance
-        moments = count * torch.tensor([1, 3, 12, 48])[OCTAVES] / weight
-        expected = cos_sin * moments / (spread * moments + 0.03**-2)
-        found = network.calibration.b[k, 0]
-        # the one mode's own sampling error, cos ψ sin ψ √(2/N) with cos ψ sin ψ ≤ ½
-        assert ((found - expected).abs() < 5 * 0.5 * math.sqrt(2 / count)).all()  # 1e-5 in all
-        assert (found < 0.15).all()
+    regress(denoiser, network.calibration, factor[0] * y + math.sqrt(d) * e)
+    beta = (-network.calibration.b / network.calibration.a)[..., 4:]  # 48 coefficients
+    expected = 0.5 * (n - 1) * d / (v + n * d)  # z has unit variance in every mode
+    # relative errors: of the one mode's variance, and of ⟨z_one F⟩, which is 0; five of both
+    error = math.hypot(math.sqrt(2 / count), 0.5 * math.sqrt(d / 48 / count) / expected)
+    assert (beta / expected - 1).abs().max() < 5 * error
 
 
-def _angle_of(variance: float, noise: float) -> tuple[float, float]:
-    psi = math.atan(math.sqrt(noise / variance))
-    return math.cos(psi), math.sin(psi)
-
-
-class SignsOverconfident(nn.Module):
-    """1.25⁻¹ F for independent coefficients ±1: E[y | z] = tanh(z cos ψ/sin² ψ)."""
+class SignsMistaken(nn.Module):
+    """F/1.25 + 0.1 z for independent coefficients ±1: E[y | z] = tanh(z cos ψ/sin² ψ)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +190,7 @@ class SignsOverconfident(nn.Module):
     def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
         cos, sin = (v[:, None, None] for v in angle(log_noise))
         F = ((u * cos / sin**2).tanh() - cos * u) / sin
-        return self.calibration(F / 1.25, u, log_noise)
+        return self.calibration(F / 1.25 + 0.1 * u, u, log_noise)
 
 
 def signs(count: int, seed: int) -> Tensor:
@@ -196,9 +198,9 @@ def signs(count: int, seed: int) -> Tensor:
     return (uniform < 0.5).double() * 2 - 1
 
 
-def test_a_residual_too_small_by_a_quarter_is_found_and_put_right() -> None:
-    count, network = 1500, SignsOverconfident()
-    calibrate(denoiser_of(network), network.calibration, signs(count, 6))
+def test_a_residual_too_small_by_a_quarter_and_leaning_is_put_right() -> None:
+    count, network = 1500, SignsMistaken()
+    regress(denoiser_of(network), network.calibration, signs(count, 6))
     for knot, size in ((-1, 0.957), (0, 0.317)):  # √E F², by quadrature
         k = int((network.calibration.knots == knot).nonzero())
         power = count * torch.tensor([1, 3, 12, 48])[OCTAVES] * size**2  # of F in an octave
@@ -206,27 +208,69 @@ def test_a_residual_too_small_by_a_quarter_is_found_and_put_right() -> None:
         expected = (1.25 * shown + 0.1**-2) / (shown + 0.1**-2)
         error = (1 / power).sqrt() * 1.25  # T has unit variance
         assert ((network.calibration.a[k] - expected).abs() < 5 * error).all()  # false: 9e-6
+        beta = -network.calibration.b[k] / network.calibration.a[k]
         weight = count * torch.tensor([1, 3, 12, 48])[OCTAVES]
-        assert (network.calibration.b[k].abs() < 5 / weight.sqrt()).all()
+        assert ((beta - 0.1).abs() < 5 * size / weight.sqrt()).all()
 
 
 def test_calibrated_residuals_obey_the_identities_of_a_conditional_expectation() -> None:
-    """On other fields, E[F (T − F)] = 0 = E[z (T − F)], within five standard errors."""
-    network = SignsOverconfident()
+    """On other fields, E[F (T − F)] = 0 = E[z F], within five standard errors."""
+    network = SignsMistaken()
     denoiser = denoiser_of(network)
     worst = []
     for fit in (False, True):
         if fit:
-            calibrate(denoiser, network.calibration, signs(1500, 7))
+            regress(denoiser, network.calibration, signs(1500, 7))
         generator = torch.Generator().manual_seed(8)
         z, t, T = residual_target(
             denoiser, signs(1500, 9), torch.zeros(1500, dtype=torch.float64), generator
         )
         F = denoiser.residual(z, t).detach()
-        products = torch.stack([(v * (T - F))[..., 4:].mean((1, 2)) for v in (F, z)])
-        worst.append(float((products.mean(1) / products.std(1) * math.sqrt(1500)).abs().max()))
-    assert worst[0] > 20
-    assert worst[1] < 5 * math.sqrt(2)  # as many fields in the fit: their error too; 1e-6 each
+        products = torch.stack([v[..., 4:].mean((1, 2)) for v in (F * (T - F), z * F)])
+        worst.append((products.mean(1) / products.std(1) * math.sqrt(1500)).abs())
+    assert (worst[0] > 9).all()
+    assert (worst[1] < 5 * math.sqrt(2)).all()  # as many fields in the fit: their error too; 1e-6
+
+
+# --- the law of the draws ---------------------------------------------------------------------
+
+
+class Growing(nn.Module):
+    """F = z (1 + tanh² z)/10 makes every draw larger, the more so the larger it is already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calibration = Calibration(LMAX, CHANNELS)
+
+    def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
+        return self.calibration(0.1 * u * (1 + u.tanh().square()), u, log_noise)
+
+
+def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> None:
+    """Although its F is not linear, and the held-out fields have another variance.
+
+    Octaves of 300 coefficients or more, of the same noise before and after the flow.
+    """
+    network = Growing()
+    denoiser = denoiser_of(network)
+
+    def growth() -> Tensor:
+        generators = [torch.Generator().manual_seed(21) for _ in range(2)]
+        x = ProbabilityFlow(denoiser, steps=48).sample((100,), generator=generators[0])
+        start = denoiser.process.field.sample((100,), generator=generators[1])
+        power = [v[..., 1:].square().sum(0) for v in (x, start)]
+        octave = OCTAVES[harmonics.degrees(LMAX)][1:]
+        p, q = (torch.stack([v[:, octave == o].sum(1) for o in (1, 2, 3)]) for v in power)
+        return p / q
+
+    assert (growth() > 1.3).all()
+    generator = torch.Generator().manual_seed(20)
+    x = 3 * torch.randn(8, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    regress(denoiser, network.calibration, x)
+    alone = (growth() - 1).abs()
+    calibrate(denoiser, network.calibration, x)
+    assert (growth() - 1).abs().max() < 0.02
+    assert alone.max() > 0.04
 
 
 # --- its use ----------------------------------------------------------------------------------
@@ -255,7 +299,7 @@ def test_calibration_is_fitted_under_the_conditions_of_the_fields() -> None:
 
 
 def test_fitting_twice_gives_the_same_bits() -> None:
-    network = SignsOverconfident()
+    network = SignsMistaken()
     denoiser, fields = denoiser_of(network), signs(50, 11)
     calibrate(denoiser, network.calibration, fields)
     first = network.calibration.a.clone(), network.calibration.b.clone()
@@ -269,7 +313,7 @@ def test_fitting_twice_gives_the_same_bits() -> None:
 def test_knots_beyond_the_range_of_the_process_take_its_ends() -> None:
     seen = []
 
-    class Spy(SignsOverconfident):
+    class Spy(SignsMistaken):
         def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
             seen.append(float(log_noise[0]))
             return super().forward(u, w, log_noise)
@@ -278,5 +322,5 @@ def test_knots_beyond_the_range_of_the_process_take_its_ends() -> None:
     wide = denoiser_of(network)
     process = OrnsteinUhlenbeck(wide.process.field, LogSNR(2.0, -1.5))
     narrow = NeuralDenoiser(process, network, wide.mean, wide.covariance)
-    calibrate(narrow, network.calibration, signs(8, 12))
+    regress(narrow, network.calibration, signs(8, 12))
     assert seen[::2] == pytest.approx([-2, -2, -1, 0, 1, 1.5, 1.5], abs=1e-5)

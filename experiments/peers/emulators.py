@@ -160,7 +160,7 @@ class SphereDiff:
 
         A run of k steps takes k steps and two judgements, one before and one after them.
         """
-        few, many = 3, 13
+        few, many = 3, 33
         untrained = copy.deepcopy(self.model.network.state_dict())
         took = [_seconds_of_run(self.model, known, judged, steps, seed) for steps in (1, few, many)]
         self.model.network.load_state_dict(untrained)
