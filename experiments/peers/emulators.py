@@ -33,6 +33,8 @@ from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
 from spherediff.train import Fields, TrainConfig, train
 
+_CALIBRATION = 12  # times that of a judgement
+
 
 class Emulator(Protocol):
     """Something that learns the law of an archive."""
@@ -125,12 +127,8 @@ class SphereDiff:
         self.model = Model.build(self.encoder, known.x, labels=self.split.labels, seed=seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
-        before = clock()
-        calibrate(self.model.denoiser, self.model.network.calibration, judged)
-        calibration = clock() - before
-        self.model.network.calibration.reset()
         every = TrainConfig().evaluate_every
-        left = seconds - (clock() - start) - judgement - calibration
+        left = seconds - (clock() - start) - (1 + _CALIBRATION) * judgement
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
