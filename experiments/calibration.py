@@ -71,7 +71,7 @@ def main() -> None:
     known, test = (archive.isel(time=archive.test.values == k) for k in (0, 1))
     real, learnt = (model.encoder.anomalies(model.encoder.encode(ds)) for ds in (test, known))
     calibrated = anomalies(model, test, options)
-    model.network.calibration.reset()
+    model.denoiser.calibration.reset()
     draws = {"without": anomalies(model, test, options), "with": calibrated}
     rows = []
     for x in draws.values():

@@ -88,6 +88,7 @@ def rounded(model: Model) -> Model:
     known = model.denoiser
     covariance = Covariance(known.covariance.diagonal, known.covariance.factor.half().float())
     denoiser = NeuralDenoiser(known.process, known.network, known.mean, covariance, unit=known.unit)
+    denoiser.calibration.load_state_dict(known.calibration.state_dict())
     return Model(model.encoder, denoiser, model.labels)
 
 

@@ -4,24 +4,25 @@ The target of a denoiser's network is a conditional expectation, F = E[T | z], s
 
     E[F (T − F)] = 0    and    E[z F] = E[z T] = 0,
 
-degree by degree and at every noise level, the last equality for fields with the variance of the
-reference, which is what z is standardised by.  A network that knows its training fields too well
-fails both on others: it is too sure of itself, and its guess leans towards z or away from it.  On
-fields that were held out,
+for any group of modes and at every noise level, the last equality for fields with the variance of
+the reference, which is what z is standardised by.  A network that knows its training fields too
+well fails both on others: it is too sure of itself, and its guess leans towards z or away from it.
+On fields that were held out,
 
     β = E[zF]/E[z²],    a = E[T (F − βz)]/E[(F − βz)²],    F ← a (F − βz)
 
-for every octave of degrees and noise level makes F obey both.  T has unit variance, and a the
-prior N(1, τ²), so that few fields change little.  Nothing is taken from the held-out fields' own
-variance: the reference knows it from many more.
+for every group of modes (:mod:`spherediff.calibration`) and noise level makes F obey both.  T has
+unit variance, and a the prior N(1, τ²), so that few fields change little.  Nothing is taken from
+the held-out fields' own variance: the reference knows it from many more.
 
 Draws are not held-out fields with noise.  Along the probability flow d|z|²/dψ = −2 z·F, so that a
 hundredth of a correlation becomes several hundredths of the variance in the end.  So the flow is
 run, and the β that is left along it is taken off too: its draws have the reference's variance.
 
-F, z and T are taken as they count in the fields, √S F/√diag S and so on, S the covariance of the
-reference.  Else the modes in which the data hardly vary would decide: they are the most, and what a
-short archive says of them is the least reliable.
+The groups are made by the strength of modes because that is how a network errs: what it has learnt
+by heart are the few patterns that vary most.  A mode counts by its variance in units of the noise,
+as it does in the fields.  Else the modes in which the data hardly vary would decide: they are the
+most, and what a short archive says of them is the least reliable.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spherediff import harmonics
 from spherediff.denoise import NeuralDenoiser
-from spherediff.nn import Calibration
 from spherediff.sample import ProbabilityFlow
 from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, residual_target
@@ -49,36 +48,31 @@ _BATCH = 64
 @torch.no_grad()
 def calibrate(
     denoiser: NeuralDenoiser,
-    calibration: Calibration,
     held_out: Tensor | Fields,
     *,
     seed: int = 0,
     progress: bool = False,
 ) -> None:
-    """Fit the calibration of the denoiser's network, in place.
+    """Fit the calibration of a trained denoiser, in place; what it was before is forgotten.
 
     Args:
-        denoiser: trained, with a network that applies ``calibration`` last.
-        calibration: what is fitted; what was in it is forgotten.
+        denoiser: whose ``calibration`` is fitted.
         held_out: fields that were not trained on, shape (M, channels, n), or with conditions.
         seed: of the noise.
         progress: show a progress bar.
     """
-    calibration.reset()
+    denoiser.calibration.reset()
     fields, generator = Fields.of(held_out), torch.Generator().manual_seed(seed)
-    _regress(denoiser, calibration, fields, generator, progress)
-    _balance(denoiser, calibration, fields, generator, progress)
+    _regress(denoiser, fields, generator, progress)
+    _balance(denoiser, fields, generator, progress)
 
 
 def _regress(
-    denoiser: NeuralDenoiser,
-    calibration: Calibration,
-    fields: Fields,
-    generator: torch.Generator,
-    progress: bool,
+    denoiser: NeuralDenoiser, fields: Fields, generator: torch.Generator, progress: bool
 ) -> None:
     """a and b = −aβ from noised held-out fields."""
     low, high = denoiser.process.schedule.log_snr_range
+    calibration = denoiser.calibration
     a, b = torch.empty_like(calibration.a), torch.empty_like(calibration.b)
     knots = calibration.knots.tolist()
     for k, knot in enumerate(tqdm(knots, desc="calibrating", leave=False, disable=not progress)):
@@ -103,20 +97,22 @@ def _held_out_moments(
 
 
 def _moments(denoiser: NeuralDenoiser, *fields: Tensor) -> Tensor:
-    """Σ over samples and the orders of an octave of v_i v_j, (channels, lmax + 1, i, j), float64.
+    """Σ over samples and the modes of a group of r v_i v_j/⟨r⟩, (groups, i, j), float64.
 
-    Every degree has that of its octave.
+    r is the variance of a mode, ⟨r⟩ its average over all modes.
     """
-    reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
-    v = (reference.coefficients(reference.std * torch.stack(fields)) / scale).cpu().double()
-    of_degree = harmonics.sum_orders(torch.einsum("ibcn,jbcn->cijn", v, v))
-    octave = torch.tensor([ell.bit_length() for ell in range(of_degree.shape[-1])])
-    total = of_degree.new_zeros(*of_degree.shape[:-1], int(octave[-1]) + 1)
-    return total.index_add(-1, octave, of_degree)[..., octave].movedim(-1, 1)
+    group = denoiser.calibration.group
+    known = group.shape[-1]
+    r = denoiser.reference.std[..., :known].double().square()
+    v = torch.stack(fields)[..., :known].double()
+    of_mode = torch.einsum("ibcn,jbcn,cn->cnij", v, v, r / r.mean()).flatten(0, 1)
+    groups = denoiser.calibration.a.shape[1]
+    total = of_mode.new_zeros(groups, *of_mode.shape[1:])
+    return total.index_add(0, group.flatten(), of_mode).cpu()
 
 
 def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """a and b = −aβ, shape (channels, lmax + 1)."""
+    """a and b = −aβ, shape (groups,)."""
     FF, Fz, FT, zz, zT = (moments[..., i, j] for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
     beta = Fz / zz
     a = (FT - beta * zT + _PRIOR**-2) / (FF - beta * Fz + _PRIOR**-2)
@@ -124,11 +120,7 @@ def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _balance(
-    denoiser: NeuralDenoiser,
-    calibration: Calibration,
-    fields: Fields,
-    generator: torch.Generator,
-    progress: bool,
+    denoiser: NeuralDenoiser, fields: Fields, generator: torch.Generator, progress: bool
 ) -> None:
     """b less the β along the denoiser's own flow, under the conditions of the fields."""
     steps = round(denoiser.process.schedule.span / _SPACING)
@@ -148,9 +140,10 @@ def _balance(
             here.append(_moments(denoiser, memory[0], z))  # of F(z, t), which a step passes on
             bar.update()
     total = torch.stack([sum(here[1:], here[0]) for here in moments])
-    beta = total[..., 0, 1] / total[..., 1, 1]  # (steps, channels, lmax + 1)
+    beta = total[..., 0, 1] / total[..., 1, 1]  # (steps, groups)
     log_noise = denoiser.process.log_noise(torch.tensor(flow.times[:-1]))
+    calibration = denoiser.calibration
     knots = calibration.knots.cpu().double()
     hats = (1 - (knots[:, None] - log_noise).abs()).clamp(min=0)  # (knots, steps)
     share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
-    calibration.b.sub_(torch.tensordot(share, beta, dims=1).to(calibration.b))
+    calibration.b.sub_((share @ beta).to(calibration.b))

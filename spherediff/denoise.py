@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spherediff.calibration import Calibration
 from spherediff.chaos import ChaosDensity
 from spherediff.covariance import Covariance
 from spherediff.gaussian import check_coefficients
@@ -347,7 +348,8 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
     scale and every time; F = 0 is already the exact Gaussian emulator
     (:mod:`spherediff.reference`).  Although w follows from z, the network is shown both: w is the
     field itself as far as it is known, in which it can see what values are possible at a place,
-    such as no rain, where z has all degrees made equal.
+    such as no rain, where z has all degrees made equal.  Its output may be corrected by a
+    ``calibration``, which :func:`spherediff.calibrate.calibrate` fits.
 
     Args:
         process: the forward process, with a channel axis: event shape (channels, n).
@@ -362,6 +364,8 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
             like, shape (*batch, k).
         unit: of w − μ for the network, shape (channels, 1); if not given, the data's pointwise
             standard deviation √(Σ_i v_i/4π).
+        known: the network acts on the first coefficients of each channel, so many, with F = 0 for
+            the others; all if not given.
 
     Raises:
         ValueError: a process without channels, or shapes that do not fit.
@@ -377,6 +381,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         covariance: Covariance | Tensor,
         condition: Tensor | None = None,
         unit: Tensor | None = None,
+        known: int | None = None,
     ) -> None:
         super().__init__()
         if len(process.event_shape) != 2:
@@ -405,6 +410,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
             if len(covariance.factor)
             else Reference(process, self.mean, self.covariance.diagonal)
         )
+        self.calibration = Calibration(self._reference.std[..., :known])
 
     def given(self, condition: Tensor) -> NeuralDenoiser:
         """The same under a condition of shape (*batch, k), one for each state of a batch."""
@@ -425,7 +431,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         return reference.estimate(self.residual(z, t), z, t)
 
     def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
-        """F(z, w, log(s/α)): the network's output."""
+        """F(z, w, log(s/α)): the network's output, calibrated."""
         log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
         log_noise = log_noise.expand(z.shape[:-1])[..., 0]
@@ -434,7 +440,10 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         arguments.append(log_noise.reshape(-1))
         if self.condition is not None:
             arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
-        return self._reference.unmixed(self.network(*arguments).reshape(z.shape))
+        F = self._reference.unmixed(self.network(*arguments).reshape(z.shape))
+        known = self.calibration.group.shape[-1]
+        calibrated = self.calibration(F[..., :known], z[..., :known], log_noise)
+        return torch.cat([calibrated, F[..., known:]], dim=-1)
 
 
 class Conditional(Protocol):

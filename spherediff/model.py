@@ -41,7 +41,7 @@ from spherediff.spectra import Tabulated
 from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 CONFIG = "model.json"
-_FORMAT = 5
+_FORMAT = 6
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
@@ -197,7 +197,6 @@ class Model:
             fields._replace(x=harmonics.resize(fields.x, lmax))
             for fields in map(Fields.of, (known, held_out))
         )
-        self.network.calibration.reset()
         result = train(
             learner,
             known,
@@ -208,7 +207,8 @@ class Model:
             resume=resume,
             progress=progress,
         )
-        calibrate(learner, self.network.calibration, held_out, progress=progress)
+        calibrate(learner, held_out, progress=progress)
+        self.denoiser.calibration.load_state_dict(learner.calibration.state_dict())
         return result
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
@@ -305,7 +305,9 @@ class Model:
             "spectrum": process.field.degree_variance,
         }
         tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
-        tensors |= {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        for part in ("network", "calibration"):
+            state = getattr(denoiser, part).state_dict()
+            tensors |= {f"{part}/{name}": value for name, value in state.items()}
         weights = config.with_name(f"weights-{_tensors.digest(tensors)[:16]}.safetensors")
         _tensors.write(weights, tensors, {"kind": "model", "format": _FORMAT})
         description = {
@@ -349,12 +351,6 @@ class Model:
                 f"but an encoder for {len(encoder.names)} at lmax {encoder.lmax}"
             )
         operator = SphericalOperator(**options)
-        try:
-            operator.load_state_dict(_group(tensors, "network"))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights of {config} belong to another network: {error}"
-            ) from error
         denoiser = _denoiser(
             operator.to(device),
             _schedule(description["schedule"]),
@@ -363,6 +359,13 @@ class Model:
             tensors["spectrum"],
             device,
         )
+        try:
+            operator.load_state_dict(_group(tensors, "network"))
+            denoiser.calibration.load_state_dict(_group(tensors, "calibration"))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {config} belong to another network: {error}"
+            ) from error
         return cls(encoder, denoiser, Labels.from_config(description["labels"]))
 
 
@@ -415,7 +418,8 @@ def _denoiser(
     lmax = spectrum.shape[-1] - 1
     field = GaussianField(Tabulated(spectrum), lmax, dtype=torch.float32, device=device)
     process, unit = OrnsteinUhlenbeck(field, schedule), torch.ones(len(mean), 1)  # as encoded
-    return NeuralDenoiser(process, operator, mean, covariance, unit=unit)
+    known = harmonics.count(operator.config.lmax)
+    return NeuralDenoiser(process, operator, mean, covariance, unit=unit, known=known)
 
 
 def _halved(x: Tensor) -> Tensor:

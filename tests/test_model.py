@@ -247,20 +247,21 @@ def test_training_ends_with_a_calibration_that_survives_saving(tmp_path: Path) -
     x = encoder.encode(ds)
     known, held_out = x[:20], x[20:]
     model = Model.build(encoder, known, network=OperatorConfig(2, 2, **TINY))
-    model.network.calibration.b.fill_(9.0)  # of an earlier training
+    model.denoiser.calibration.b.fill_(9.0)  # of an earlier training
     config = TrainConfig(steps=4, batch=4, learning_rate=1e-3, warmup=0, evaluate_every=2)
     result = model.train(known, held_out, config, tmp_path / "training", progress=False)
     assert result.step == 4
     assert result.best < 1.5  # not that of a network corrected by what it is to be corrected by
-    fitted = [table.clone() for table in (model.network.calibration.a, model.network.calibration.b)]
-    calibrate(model.learner(), model.network.calibration, harmonics.resize(held_out, 2))
-    assert torch.equal(model.network.calibration.a, fitted[0])
-    assert torch.equal(model.network.calibration.b, fitted[1])
+    calibration, learner = model.denoiser.calibration, model.learner()
+    fitted = [table.clone() for table in (calibration.a, calibration.b)]
+    calibrate(learner, harmonics.resize(held_out, 2))
+    assert torch.equal(learner.calibration.a, fitted[0])
+    assert torch.equal(learner.calibration.b, fitted[1])
     assert 0 < fitted[1].abs().max() < 0.1
     model.save(tmp_path / "model")
     assert torch.equal(draw(Model.load(tmp_path / "model")), draw(model))
     before = draw(model)
-    model.network.calibration.reset()
+    calibration.reset()
     assert not torch.equal(draw(model), before)
 
 
@@ -422,7 +423,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 5"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 6"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),

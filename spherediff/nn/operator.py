@@ -9,7 +9,6 @@ the best linear estimate of the field,
     block    z = (1 + γ(e)) h + β(e)
              h ← h + B φ(K S(R_ℓ (1 + r_ℓ(e)) A z) + D z + c)
     project  F = (1 + q_ℓ(e)) A(O h)
-    finally  F ← a_ℓ F + b_ℓ u
 
 s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
 R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
@@ -17,9 +16,7 @@ rotation; g, v, r, q are gains for each degree or field that depend on the noise
 Wiener filter do.  Only the positional fields break the symmetry under rotations: they let the
 operator know where land, mountains and storm tracks are.  All of them are learned; some start as
 what is known beforehand, such as the yearly cycle, and their gains v make of it what holds at the
-time of the year.  a_ℓ and b_ℓ correct the trained operator by fields that were held out
-(:class:`~spherediff.nn.Calibration`); before, they are 1 and 0.  Everything but the grid, on which
-φ = GELU acts, is free of resolution.
+time of the year.  Everything but the grid, on which φ = GELU acts, is free of resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -38,7 +35,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spherediff import harmonics
-from spherediff.nn.calibration import Calibration
 from spherediff.nn.transform import Transform
 
 _FREQUENCIES = 8
@@ -209,7 +205,6 @@ class SphericalOperator(nn.Module):
         self.blocks = nn.ModuleList(_Block(config, self.transform) for _ in range(config.blocks))
         self.output_gain = _DegreeGain(config.embedding, torch.ones(lmax + 1, channels))
         self.project = _small_linear(config.width, channels)
-        self.calibration = Calibration(lmax, channels)
 
     @torch.no_grad()
     def start_from(self, static: Tensor) -> None:
@@ -257,7 +252,6 @@ class SphericalOperator(nn.Module):
         a = self.transform.analysis(self.project(h).flatten(2)).unflatten(2, u.shape[:2])
         a = self.transform.pack((a * self.output_gain(embedded)).flatten(2))
         F = a.view(-1, *u.shape[:2]).permute(1, 2, 0)
-        F = self.calibration(F, u[..., :known], log_noise)
         return functional.pad(F, (0, u.shape[2] - known))
 
     def _lifted(self, fields: Tensor, embedded: Tensor) -> Tensor:
