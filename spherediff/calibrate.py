@@ -2,27 +2,26 @@
 
 The target of a denoiser's network is a conditional expectation, F = E[T | z], so that
 
-    E[F (T − F)] = 0    and    E[z F] = E[z T] = 0,
+    E[F (T − F)] = 0    and    E[z F] = E[z T] = 0
 
-for any group of modes and at every noise level, the last equality for fields with the variance of
-the reference, which is what z is standardised by.  A network that knows its training fields too
-well fails both on others: it is too sure of itself, and its guess leans towards z or away from it.
-On fields that were held out,
+at every noise level, the last equality for fields with the variance of the reference, which is what
+z is standardised by.  A network that knows its training fields too well fails both on others: it is
+too sure of itself, and its guess leans towards z or away from it.  On fields that were held out,
 
     β = E[zF]/E[z²],    a = E[T (F − βz)]/E[(F − βz)²],    F ← a (F − βz)
 
-for every group of modes (:mod:`spherediff.calibration`) and noise level makes F obey both.  T has
-unit variance, and a the prior N(1, τ²), so that few fields change little.  Nothing is taken from
-the held-out fields' own variance: the reference knows it from many more.
+for every group of modes of like strength makes F obey both: what a network has learnt by heart are
+the few patterns that vary most.  T has unit variance, and a the prior N(1, τ²), so that few fields
+change little.  Nothing is taken from the held-out fields' own variance: the reference knows it from
+many more.
 
 Draws are not held-out fields with noise.  Along the probability flow d|z|²/dψ = −2 z·F, so that a
 hundredth of a correlation becomes several hundredths of the variance in the end.  So the flow is
-run, and the β that is left along it is taken off too: its draws have the reference's variance.
+run, and the β that is left along it in each octave of degrees of each channel is taken off too: its
+draws have the reference's degree spectrum.
 
-The groups are made by the strength of modes because that is how a network errs: what it has learnt
-by heart are the few patterns that vary most.  A mode counts by its variance in units of the noise,
-as it does in the fields.  Else the modes in which the data hardly vary would decide: they are the
-most, and what a short archive says of them is the least reliable.
+Modes and coefficients count by their variance in the fields.  Else those in which the data hardly
+vary would decide: they are the most, and what a short archive says of them is the least reliable.
 """
 
 from __future__ import annotations
@@ -85,30 +84,49 @@ def _regress(
 def _held_out_moments(
     denoiser: NeuralDenoiser, fields: Fields, level: float, generator: torch.Generator
 ) -> Tensor:
-    """Moments of (F, z, T)."""
+    """Moments of (F, z, T) in each group of modes."""
     batches = [fields.at(slice(k, k + _BATCH)) for k in range(0, len(fields.x), _BATCH)]
     total = torch.zeros((), dtype=torch.float64)
     for part in _NOISES * batches:
         x0, log_noise = part.x.to(denoiser.mean), torch.full((len(part.x),), level)
         z, t, T = residual_target(denoiser, x0, log_noise, generator)
         F = conditioned(denoiser, part).residual(z, t)
-        total = total + _moments(denoiser, F, z, T) / _NOISES
+        total = total + _of_groups(denoiser, F, z, T) / _NOISES
     return total
 
 
-def _moments(denoiser: NeuralDenoiser, *fields: Tensor) -> Tensor:
+def _of_groups(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
     """Σ over samples and the modes of a group of r v_i v_j/⟨r⟩, (groups, i, j), float64.
 
-    r is the variance of a mode, ⟨r⟩ its average over all modes.
+    r is the variance of a mode in units of the noise, ⟨r⟩ its average over all of them.
     """
     group = denoiser.calibration.group
-    known = group.shape[-1]
-    r = denoiser.reference.std[..., :known].double().square()
-    v = torch.stack(fields)[..., :known].double()
-    of_mode = torch.einsum("ibcn,jbcn,cn->cnij", v, v, r / r.mean()).flatten(0, 1)
-    groups = denoiser.calibration.a.shape[1]
-    total = of_mode.new_zeros(groups, *of_mode.shape[1:])
-    return total.index_add(0, group.flatten(), of_mode).cpu()
+    r = denoiser.reference.std[..., : group.shape[-1]].double().square()
+    products = _products((r / r.mean()).sqrt() * _known(denoiser, *modes))
+    total = products.new_zeros(denoiser.calibration.a.shape[1], *products.shape[2:])
+    return total.index_add(0, group.flatten(), products.flatten(0, 1)).cpu()
+
+
+def _of_octaves(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
+    """Σ over samples and the orders of an octave of v_i v_j, (channels, lmax + 1, i, j), float64.
+
+    v are coefficients in units of their standard deviation; every degree has that of its octave.
+    """
+    reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
+    fields = (reference.coefficients(reference.std * v) / scale for v in modes)
+    octave = torch.tensor([ell.bit_length() for ell in range(denoiser.calibration.c.shape[-1])])
+    products = _products(_known(denoiser, *fields))
+    total = products.new_zeros(len(products), int(octave[-1]) + 1, *products.shape[2:])
+    return total.index_add(1, octave[denoiser.calibration.degree.cpu()], products)[:, octave]
+
+
+def _known(denoiser: NeuralDenoiser, *fields: Tensor) -> Tensor:
+    return torch.stack(fields)[..., : denoiser.calibration.group.shape[-1]].double()
+
+
+def _products(v: Tensor) -> Tensor:
+    """Σ over samples of v_i v_j, (channels, n, i, j), of v of shape (i, samples, channels, n)."""
+    return torch.einsum("ibcn,jbcn->cnij", v, v).cpu()
 
 
 def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,9 +140,13 @@ def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
 def _balance(
     denoiser: NeuralDenoiser, fields: Fields, generator: torch.Generator, progress: bool
 ) -> None:
-    """b less the β along the denoiser's own flow, under the conditions of the fields."""
+    """c from the denoiser's own flow, under the conditions of the fields.
+
+    The denoiser gives a c z of what c adds, so that β = E[zF]/E[z az] is to be taken off.
+    """
     steps = round(denoiser.process.schedule.span / _SPACING)
-    flow = ProbabilityFlow(denoiser, steps)
+    calibration, flow = denoiser.calibration, ProbabilityFlow(denoiser, steps)
+    log_noise = denoiser.process.log_noise(torch.tensor(flow.times))
     moments: list[list[Tensor]] = [[] for _ in range(steps)]
     told = fields.at(torch.arange(_DRAWS) % len(fields.x))
     parts = [told.at(slice(k, k + _BATCH)) for k in range(0, _DRAWS, _BATCH)]
@@ -133,17 +155,17 @@ def _balance(
         flow = ProbabilityFlow(conditioned(denoiser, part), steps)
         noise, memory = open_source(generator, len(part.x)), None
         x = denoiser.process.field.sample((len(part.x),), generator=noise)
-        for here, (t, s) in zip(moments, pairwise(flow.times), strict=True):
+        for k, (t, s) in enumerate(pairwise(flow.times)):
             z = denoiser.reference.standardise(x, t)
             x, memory = flow.step(x, t, s, noise, memory)
             assert memory is not None
-            here.append(_moments(denoiser, memory[0], z))  # of F(z, t), which a step passes on
+            F = memory[0]  # at z and t, which a step passes on
+            az = calibration.modes(z, torch.zeros_like(z), log_noise[k].to(z).expand(len(z)))
+            moments[k].append(_of_octaves(denoiser, F, z, az))
             bar.update()
     total = torch.stack([sum(here[1:], here[0]) for here in moments])
-    beta = total[..., 0, 1] / total[..., 1, 1]  # (steps, groups)
-    log_noise = denoiser.process.log_noise(torch.tensor(flow.times[:-1]))
-    calibration = denoiser.calibration
+    beta = total[..., 0, 1] / total[..., 1, 2]  # (steps, channels, lmax + 1)
     knots = calibration.knots.cpu().double()
-    hats = (1 - (knots[:, None] - log_noise).abs()).clamp(min=0)  # (knots, steps)
+    hats = (1 - (knots[:, None] - log_noise[:-1]).abs()).clamp(min=0)  # (knots, steps)
     share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
-    calibration.b.sub_((share @ beta).to(calibration.b))
+    calibration.c.sub_(torch.tensordot(share, beta, dims=1).to(calibration.c))

@@ -1,10 +1,11 @@
-"""What a network's residual is corrected by, for groups of modes and noise level by noise level.
+"""What a network's residual is corrected by, noise level by noise level.
 
-    F ← a_g(s) F + b_g(s) z,    a, b linear between knots of s = log(σ/α), constant beyond them,
+    F ← a_g (F + c_ℓ z) + b_g z,    a, b, c linear between knots of s = log(σ/α), constant beyond.
 
-in the modes of the reference, in which signal and noise are independent.  The groups g go by the
-variance of a mode in units of its noise: the strongest, the next 3, the next 12, 48 and so on.
-a = 1 and b = 0, no correction, until they are fitted (:mod:`spherediff.calibrate`).
+a and b are of groups g of the reference's modes, in which signal and noise are independent: by the
+variance of a mode in units of its noise, the strongest, the next 3, the next 12, 48 and so on.  c
+is of each channel and degree of the fields of coefficients that z makes.  a = 1 and b = c = 0, no
+correction, until they are fitted (:mod:`spherediff.calibrate`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spherediff import harmonics
+
 _KNOTS = tuple(range(-3, 4))
 
 
 class Calibration(nn.Module):
-    """The tables a and b, shape (knots, groups).
+    """The tables a and b, shape (knots, groups), and c, shape (knots, channels, lmax + 1).
+
+    What is beyond the first n coefficients or modes of a channel is left as it is.
 
     Args:
         std: of the modes, in units of the noise, shape (channels, n).
@@ -24,29 +29,47 @@ class Calibration(nn.Module):
 
     knots: Tensor
     group: Tensor
+    degree: Tensor
     a: Tensor
     b: Tensor
+    c: Tensor
 
     def __init__(self, std: Tensor) -> None:
         super().__init__()
-        group = _groups(std)
-        shape = (len(_KNOTS), int(group.max()) + 1)
+        group, lmax = _groups(std), harmonics.band_limit(std.shape[-1])
+        groups = int(group.max()) + 1
+        place = {"device": std.device, "dtype": std.dtype}
         self.register_buffer("group", group, persistent=False)
-        self.register_buffer("knots", torch.tensor(_KNOTS).to(std), persistent=False)
-        self.register_buffer("a", torch.ones(shape).to(std))
-        self.register_buffer("b", torch.zeros(shape).to(std))
+        degree = harmonics.degrees(lmax).to(std.device)
+        self.register_buffer("degree", degree, persistent=False)
+        self.register_buffer("knots", torch.tensor(_KNOTS, **place), persistent=False)
+        self.register_buffer("a", torch.ones(len(_KNOTS), groups, **place))
+        self.register_buffer("b", torch.zeros(len(_KNOTS), groups, **place))
+        self.register_buffer("c", torch.zeros(len(_KNOTS), len(std), lmax + 1, **place))
 
     def reset(self) -> None:
         """No correction."""
         self.a.fill_(1)
         self.b.zero_()
+        self.c.zero_()
 
-    def forward(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
-        """a F + b z; F and z of shape (*batch, channels, n), log(σ/α) of shape (*batch,)."""
-        s = log_noise.clamp(_KNOTS[0], _KNOTS[-1])[..., None]
-        hats = (1 - (s - self.knots).abs()).clamp(min=0)  # (*batch, knots), they sum to 1
+    def fields(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
+        """F + c z of fields of shape (*batch, channels, n), log(σ/α) of shape (*batch,)."""
+        c = torch.tensordot(self._hats(log_noise), self.c.to(log_noise), dims=1)[..., self.degree]
+        n = len(self.degree)
+        return torch.cat([F[..., :n] + c * z[..., :n], F[..., n:]], dim=-1)
+
+    def modes(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
+        """a F + b z of modes, shapes as for :meth:`fields`."""
+        hats = self._hats(log_noise)
         a, b = ((hats @ table.to(hats))[..., self.group] for table in (self.a, self.b))
-        return a * F + b * z
+        n = len(self.degree)
+        return torch.cat([a * F[..., :n] + b * z[..., :n], F[..., n:]], dim=-1)
+
+    def _hats(self, log_noise: Tensor) -> Tensor:
+        """Weights of the knots, (*batch, knots); they sum to 1."""
+        s = log_noise.clamp(_KNOTS[0], _KNOTS[-1])[..., None]
+        return (1 - (s - self.knots.to(s)).abs()).clamp(min=0)
 
 
 def _groups(std: Tensor) -> Tensor:

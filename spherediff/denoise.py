@@ -435,15 +435,15 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         log_noise = self.process.log_noise(t).to(z)
         # one time a sample: a time that differs between channels has no meaning to the network
         log_noise = log_noise.expand(z.shape[:-1])[..., 0]
-        seen = (self._reference.mixed(z), self._reference.linear(z, t) / self.unit)
+        u = self._reference.mixed(z)
+        seen = (u, self._reference.linear(z, t) / self.unit)
         arguments = [fields.reshape(-1, *self.process.event_shape) for fields in seen]
         arguments.append(log_noise.reshape(-1))
         if self.condition is not None:
             arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
-        F = self._reference.unmixed(self.network(*arguments).reshape(z.shape))
-        known = self.calibration.group.shape[-1]
-        calibrated = self.calibration(F[..., :known], z[..., :known], log_noise)
-        return torch.cat([calibrated, F[..., known:]], dim=-1)
+        F = self.network(*arguments).reshape(z.shape)
+        F = self._reference.unmixed(self.calibration.fields(F, u, log_noise))
+        return self.calibration.modes(F, z, log_noise)
 
 
 class Conditional(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spherediff import calibrate as calibrating
+from spherediff import harmonics
 from spherediff.calibrate import calibrate
 from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
@@ -73,48 +75,76 @@ def test_groups_go_by_the_strength_of_modes() -> None:
     assert calibration.a.dtype == torch.float64
 
 
+def corrected(calibration: Calibration, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
+    return calibration.modes(calibration.fields(F, z, log_noise), z, log_noise)
+
+
 def test_no_correction_changes_no_bit() -> None:
     calibration = Calibration(torch.rand(CHANNELS, 64, generator=torch.Generator().manual_seed(0)))
     F, z = torch.randn(2, 5, CHANNELS, 64, generator=torch.Generator().manual_seed(0))
     s = torch.linspace(-9, 9, 5)
-    assert torch.equal(calibration(F, z, s), F)
-    calibration.a.fill_(3.0)
-    calibration.b.fill_(-2.0)
-    assert not torch.equal(calibration(F, z, s), F)
-    calibration.reset()
-    assert torch.equal(calibration(F, z, s), F)
+    assert torch.equal(corrected(calibration, F, z, s), F)
+    for table in (calibration.a, calibration.b, calibration.c):
+        table.fill_(3.0)
+        assert not torch.equal(corrected(calibration, F, z, s), F)
+        calibration.reset()
+        assert torch.equal(corrected(calibration, F, z, s), F)
 
 
 def test_tables_are_interpolated_between_knots_and_constant_beyond() -> None:
     generator = torch.Generator().manual_seed(1)
     calibration = Calibration(shuffled_variances(1))
-    for table in (calibration.a, calibration.b):
+    for table in (calibration.a, calibration.b, calibration.c):
         table.copy_(torch.randn(table.shape, generator=generator))
     s = torch.tensor([-7.0, -3.0, -2.75, -0.4, 0.0, 1.5, 2.999, 3.0, 40.0], dtype=torch.float64)
     F, z = torch.randn(2, 3, len(s), CHANNELS, 64, generator=generator, dtype=torch.float64)
-    found = calibration(F, z, s.expand(3, -1))
+    found = corrected(calibration, F, z, s.expand(3, -1))
     knots = calibration.knots.numpy()
-    for g in range(len(SIZES)):
-        a, b = (
-            torch.from_numpy(np.interp(s.numpy(), knots, table[:, g].numpy()))[:, None]
-            for table in (calibration.a, calibration.b)
-        )
-        here = calibration.group == g
-        expected = a * F[..., here] + b * z[..., here]
-        torch.testing.assert_close(found[..., here], expected, rtol=1e-12, atol=1e-12)
+    for c in range(CHANNELS):
+        for i, ell in enumerate(harmonics.degrees(LMAX)):
+            g = int(calibration.group[c, i])
+            tables = (calibration.a[:, g], calibration.b[:, g], calibration.c[:, c, ell])
+            at_a, at_b, at_c = (
+                torch.from_numpy(np.interp(s.numpy(), knots, table.numpy())) for table in tables
+            )
+            expected = at_a * (F[..., c, i] + at_c * z[..., c, i]) + at_b * z[..., c, i]
+            torch.testing.assert_close(found[..., c, i], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_denoiser_corrects_the_modes_that_its_network_knows() -> None:
+@pytest.mark.parametrize("table", ["b", "c"])
+def test_a_denoiser_corrects_the_modes_that_its_network_knows(table) -> None:
     whole = denoiser_of(Silent())
     denoiser = NeuralDenoiser(
         whole.process, Silent(), whole.mean, whole.covariance.diagonal, known=16
     )
-    denoiser.calibration.b.fill_(0.25)
+    getattr(denoiser.calibration, table).fill_(0.25)
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(3, 4, CHANNELS, 64, generator=generator, dtype=torch.float64)
     F = denoiser.residual(z, 0.3)
     torch.testing.assert_close(F[..., :16], 0.25 * z[..., :16])
     assert not F[..., 16:].any()
+
+
+def test_modes_are_corrected_as_modes_and_fields_as_fields() -> None:
+    """F = 0 becomes E (a Eᵀ c + b Eᵀ) u, S = E diag(r) Eᵀ the covariance of coefficients u."""
+    generator = torch.Generator().manual_seed(14)
+    diagonal = 0.3 + torch.rand(CHANNELS, 64, generator=generator, dtype=torch.float64)
+    factor = torch.randn(3, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    whole = denoiser_of(Silent())
+    denoiser = NeuralDenoiser(whole.process, Silent(), whole.mean, Covariance(diagonal, factor))
+    calibration, reference = denoiser.calibration, denoiser.reference
+    for table in (calibration.a, calibration.b, calibration.c):
+        table.copy_(torch.randn(table.shape[1:], generator=generator).expand_as(table))
+    z = torch.randn(5, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    found = reference.mixed(denoiser.residual(z, 0.5)).flatten(1)
+    U = factor.flatten(1)
+    E = torch.linalg.eigh(torch.diag(diagonal.flatten()) + U.T @ U).eigenvectors.flip(1)
+    group = torch.arange(5).repeat_interleave(SIZES)  # the strongest first
+    a, b = calibration.a[0, group], calibration.b[0, group]
+    c = calibration.c[0][:, harmonics.degrees(LMAX)].flatten()
+    u = reference.mixed(z).flatten(1)
+    expected = ((c * u) @ E * a + u @ E * b) @ E.T
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 # --- the regression ---------------------------------------------------------------------------
@@ -127,7 +157,7 @@ def test_regression_is_that_of_each_group_weighted_by_variance() -> None:
     v[2] += 0.9 * v[0] + 0.02 * v[1]
     variance = shuffled_variances(3)
     denoiser = denoiser_of(Silent(), variance)
-    a, b = calibrating._regression(calibrating._moments(denoiser, *v))
+    a, b = calibrating._regression(calibrating._of_groups(denoiser, *v))
     weighted = v * (variance / variance.mean()).sqrt()
     for g in range(len(SIZES)):
         F, z, T = weighted[..., denoiser.calibration.group == g].flatten(1).numpy()
@@ -160,6 +190,7 @@ def test_draws_get_the_variance_of_the_reference_whatever_that_of_the_held_out_f
     lean = 0.1 + 0.02 * denoiser.calibration.knots
     expected = -lean[:, None].expand_as(denoiser.calibration.b)
     torch.testing.assert_close(denoiser.calibration.b, expected, rtol=1e-6, atol=0)
+    assert denoiser.calibration.c.abs().max() < 1e-7
     drawn = ProbabilityFlow(denoiser, steps=16).sample(
         (4,), generator=torch.Generator().manual_seed(5)
     )
@@ -251,7 +282,7 @@ class Growing(nn.Module):
 def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> None:
     """Although its F is not linear, and the held-out fields have another variance.
 
-    Groups of 1200 numbers or more, of the same noise before and after the flow.
+    Octaves of 300 coefficients or more, of the same noise before and after the flow.
     """
     denoiser = denoiser_of(Growing())
 
@@ -259,10 +290,9 @@ def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> N
         generators = [torch.Generator().manual_seed(21) for _ in range(2)]
         x = ProbabilityFlow(denoiser, steps=48).sample((100,), generator=generators[0])
         start = denoiser.process.field.sample((100,), generator=generators[1])
-        group = denoiser.calibration.group
-        p, q = (
-            torch.stack([v[:, group == g].square().sum() for g in (2, 3, 4)]) for v in (x, start)
-        )
+        octave = torch.tensor([ell.bit_length() for ell in harmonics.degrees(LMAX).tolist()])
+        power = [v.square().sum(0) for v in (x, start)]
+        p, q = (torch.stack([v[:, octave == o].sum(1) for o in (1, 2, 3)]) for v in power)
         return p / q
 
     assert (growth() > 1.3).all()
@@ -298,12 +328,13 @@ def test_calibration_is_fitted_under_the_conditions_of_the_fields() -> None:
 def test_fitting_twice_gives_the_same_bits() -> None:
     denoiser, fields = denoiser_of(SignsMistaken()), signs(50, 11)
     calibrate(denoiser, fields)
-    first = denoiser.calibration.a.clone(), denoiser.calibration.b.clone()
+    first = copy.deepcopy(denoiser.calibration)
     calibrate(denoiser, fields)
-    assert torch.equal(denoiser.calibration.a, first[0])
-    assert torch.equal(denoiser.calibration.b, first[1])
+    for name in "abc":
+        assert torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
     calibrate(denoiser, fields, seed=1)
-    assert not torch.equal(denoiser.calibration.b, first[1])
+    for name in "abc":
+        assert not torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
 
 
 def test_knots_beyond_the_range_of_the_process_take_its_ends() -> None:
