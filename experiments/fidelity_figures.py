@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--directory", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
     plt.switch_backend("Agg")
     model = Model.load(options.model)
     encoder = model.encoder
