@@ -102,9 +102,7 @@ def _of_groups(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
     """
     group = denoiser.calibration.group
     r = denoiser.reference.std[..., : group.shape[-1]].double().square()
-    products = _products((r / r.mean()).sqrt() * _known(denoiser, *modes))
-    total = products.new_zeros(denoiser.calibration.a.shape[1], *products.shape[2:])
-    return total.index_add(0, group.flatten(), products.flatten(0, 1)).cpu()
+    return _sums_of_products((r / r.mean()).sqrt() * _known(denoiser, *modes), group)
 
 
 def _of_octaves(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
@@ -114,19 +112,26 @@ def _of_octaves(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
     """
     reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
     fields = (reference.coefficients(reference.std * v) / scale for v in modes)
-    octave = torch.tensor([ell.bit_length() for ell in range(denoiser.calibration.c.shape[-1])])
-    products = _products(_known(denoiser, *fields))
-    total = products.new_zeros(len(products), int(octave[-1]) + 1, *products.shape[2:])
-    return total.index_add(1, octave[denoiser.calibration.degree.cpu()], products)[:, octave]
+    channels, degrees = denoiser.calibration.c.shape[1:]
+    octave = torch.tensor([ell.bit_length() for ell in range(degrees)])
+    octaves = int(octave[-1]) + 1
+    group = octaves * torch.arange(channels)[:, None] + octave[denoiser.calibration.degree.cpu()]
+    total = _sums_of_products(_known(denoiser, *fields), group)
+    return total.unflatten(0, (channels, octaves))[:, octave]
 
 
 def _known(denoiser: NeuralDenoiser, *fields: Tensor) -> Tensor:
     return torch.stack(fields)[..., : denoiser.calibration.group.shape[-1]].double()
 
 
-def _products(v: Tensor) -> Tensor:
-    """Σ over samples of v_i v_j, (channels, n, i, j), of v of shape (i, samples, channels, n)."""
-    return torch.einsum("ibcn,jbcn->cnij", v, v).cpu()
+def _sums_of_products(v: Tensor, group: Tensor) -> Tensor:
+    """Σ over samples and each group of v_i v_j, (groups, i, j), on the CPU.
+
+    v has shape (i, samples, channels, n), the number of the group shape (channels, n).
+    """
+    products = torch.einsum("ibcn,jbcn->cnij", v, v).flatten(0, 1).cpu()
+    total = products.new_zeros(int(group.max()) + 1, *products.shape[1:])
+    return total.index_add(0, group.flatten().cpu(), products)
 
 
 def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,8 +150,8 @@ def _balance(
     The denoiser gives a c z of what c adds, so that β = E[zF]/E[z az] is to be taken off.
     """
     steps = round(denoiser.process.schedule.span / _SPACING)
-    calibration, flow = denoiser.calibration, ProbabilityFlow(denoiser, steps)
-    log_noise = denoiser.process.log_noise(torch.tensor(flow.times))
+    calibration, times = denoiser.calibration, ProbabilityFlow(denoiser, steps).times
+    log_noise = denoiser.process.log_noise(torch.tensor(times))
     moments: list[list[Tensor]] = [[] for _ in range(steps)]
     told = fields.at(torch.arange(_DRAWS) % len(fields.x))
     parts = [told.at(slice(k, k + _BATCH)) for k in range(0, _DRAWS, _BATCH)]
@@ -155,7 +160,7 @@ def _balance(
         flow = ProbabilityFlow(conditioned(denoiser, part), steps)
         noise, memory = open_source(generator, len(part.x)), None
         x = denoiser.process.field.sample((len(part.x),), generator=noise)
-        for k, (t, s) in enumerate(pairwise(flow.times)):
+        for k, (t, s) in enumerate(pairwise(times)):
             z = denoiser.reference.standardise(x, t)
             x, memory = flow.step(x, t, s, noise, memory)
             assert memory is not None
@@ -163,6 +168,7 @@ def _balance(
             az = calibration.modes(z, torch.zeros_like(z), log_noise[k].to(z).expand(len(z)))
             moments[k].append(_of_octaves(denoiser, F, z, az))
             bar.update()
+    bar.close()
     total = torch.stack([sum(here[1:], here[0]) for here in moments])
     beta = total[..., 0, 1] / total[..., 1, 2]  # (steps, channels, lmax + 1)
     knots = calibration.knots.cpu().double()

@@ -304,10 +304,9 @@ class Model:
             "factor": _halved(denoiser.covariance.factor),
             "spectrum": process.field.degree_variance,
         }
-        tensors |= {f"encoder/{name}": value for name, value in encoder_tensors.items()}
-        for part in ("network", "calibration"):
-            state = getattr(denoiser, part).state_dict()
-            tensors |= {f"{part}/{name}": value for name, value in state.items()}
+        tensors |= _marked(encoder_tensors, "encoder")
+        tensors |= _marked(self.network.state_dict(), "network")
+        tensors |= _marked(denoiser.calibration.state_dict(), "calibration")
         weights = config.with_name(f"weights-{_tensors.digest(tensors)[:16]}.safetensors")
         _tensors.write(weights, tensors, {"kind": "model", "format": _FORMAT})
         description = {
@@ -426,6 +425,10 @@ def _halved(x: Tensor) -> Tensor:
     """In half precision if nothing is lost by it."""
     half = x.half()
     return half if torch.equal(half.to(x), x) else x
+
+
+def _marked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
