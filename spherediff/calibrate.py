@@ -18,7 +18,8 @@ many more.
 Draws are not held-out fields with noise.  Along the probability flow d|z|²/dψ = −2 z·F, so that a
 hundredth of a correlation becomes several hundredths of the variance in the end.  So the flow is
 run, and the β that is left along it in each octave of degrees of each channel is taken off too: its
-draws have the reference's degree spectrum.
+draws have the reference's degree spectrum. It runs under the conditions of the known fields, which
+the reference was made from: held-out ones may be of a part of the year that is calmer than others.
 
 Modes and coefficients count by their variance in the fields.  Else those in which the data hardly
 vary would decide: they are the most, and what a short archive says of them is the least reliable.
@@ -47,6 +48,7 @@ _BATCH = 64
 @torch.no_grad()
 def calibrate(
     denoiser: NeuralDenoiser,
+    known: Tensor | Fields,
     held_out: Tensor | Fields,
     *,
     seed: int = 0,
@@ -56,14 +58,15 @@ def calibrate(
 
     Args:
         denoiser: whose ``calibration`` is fitted.
-        held_out: fields that were not trained on, shape (M, channels, n), or with conditions.
+        known: fields that were trained on, shape (N, channels, n), or with conditions.
+        held_out: fields that were not, shape (M, channels, n), with as many conditions.
         seed: of the noise.
         progress: show a progress bar.
     """
     denoiser.calibration.reset()
-    fields, generator = Fields.of(held_out), torch.Generator().manual_seed(seed)
-    _regress(denoiser, fields, generator, progress)
-    _balance(denoiser, fields, generator, progress)
+    generator = torch.Generator().manual_seed(seed)
+    _regress(denoiser, Fields.of(held_out), generator, progress)
+    _balance(denoiser, Fields.of(known), generator, progress)
 
 
 def _regress(
@@ -143,9 +146,9 @@ def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _balance(
-    denoiser: NeuralDenoiser, fields: Fields, generator: torch.Generator, progress: bool
+    denoiser: NeuralDenoiser, known: Fields, generator: torch.Generator, progress: bool
 ) -> None:
-    """c from the denoiser's own flow, under the conditions of the fields.
+    """c from the denoiser's own flow, under conditions of known fields from first to last.
 
     The denoiser gives a c z of what c adds, so that β = E[zF]/E[z az] is to be taken off.
     """
@@ -153,7 +156,7 @@ def _balance(
     calibration, times = denoiser.calibration, ProbabilityFlow(denoiser, steps).times
     log_noise = denoiser.process.log_noise(torch.tensor(times))
     moments: list[list[Tensor]] = [[] for _ in range(steps)]
-    told = fields.at(torch.arange(_DRAWS) % len(fields.x))
+    told = known.at(torch.linspace(0, len(known.x) - 1, _DRAWS).round().long())
     parts = [told.at(slice(k, k + _BATCH)) for k in range(0, _DRAWS, _BATCH)]
     bar = tqdm(total=len(parts) * steps, desc="balancing", leave=False, disable=not progress)
     for part in parts:

@@ -207,7 +207,7 @@ class Model:
             resume=resume,
             progress=progress,
         )
-        calibrate(learner, held_out, progress=progress)
+        calibrate(learner, known, held_out, progress=progress)
         self.denoiser.calibration.load_state_dict(learner.calibration.state_dict())
         return result
 

@@ -186,7 +186,7 @@ def test_draws_get_the_variance_of_the_reference_whatever_that_of_the_held_out_f
     assert float((spoilt / start).mean()) > 1.1
     generator = torch.Generator().manual_seed(4)
     x = math.sqrt(r) * torch.randn(20, CHANNELS, 64, generator=generator, dtype=torch.float64)
-    calibrate(denoiser, x)
+    calibrate(denoiser, x, x)
     lean = 0.1 + 0.02 * denoiser.calibration.knots
     expected = -lean[:, None].expand_as(denoiser.calibration.b)
     torch.testing.assert_close(denoiser.calibration.b, expected, rtol=1e-6, atol=0)
@@ -300,7 +300,7 @@ def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> N
     x = 3 * torch.randn(8, CHANNELS, 64, generator=generator, dtype=torch.float64)
     regress(denoiser, x)
     alone = (growth() - 1).abs()
-    calibrate(denoiser, x)
+    calibrate(denoiser, x, x)
     assert (growth() - 1).abs().max() < 0.02
     assert alone.max() > 0.04
 
@@ -317,7 +317,7 @@ def test_calibration_is_fitted_under_the_conditions_of_the_fields() -> None:
     generator = torch.Generator().manual_seed(10)
     side = torch.randn(200, 1, generator=generator, dtype=torch.float64)
     fields = Fields(side[..., None].expand(-1, CHANNELS, 64).clone(), side)
-    calibrate(denoiser, fields)
+    calibrate(denoiser, fields, fields)
     # T = sin ψ y − cos ψ ε: all that is told of it is sin ψ y, y the condition itself, less b z
     knot = int((denoiser.calibration.knots == 3).nonzero())
     total = denoiser.calibration.a[knot, 4] + denoiser.calibration.b[knot, 4] * angle(3.0)[0]
@@ -325,14 +325,53 @@ def test_calibration_is_fitted_under_the_conditions_of_the_fields() -> None:
     assert conditioned(denoiser, Fields.of(fields.x)) is denoiser
 
 
+def test_draws_are_balanced_under_the_conditions_of_known_fields() -> None:
+    """The network leans by a tenth of the condition, which is 0 for the held-out fields."""
+
+    class Told(nn.Module):
+        def forward(self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor) -> Tensor:
+            return 0.1 * condition[..., None] * u
+
+    denoiser = denoiser_of(Told())
+    generator = torch.Generator().manual_seed(15)
+    x = torch.randn(20, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    held_out = Fields(x, torch.zeros(20, 1, dtype=torch.float64))
+    for condition in (1.0, 2.0):
+        known = Fields(x, torch.full((20, 1), condition, dtype=torch.float64))
+        calibrate(denoiser, known, held_out)
+        assert denoiser.calibration.b.abs().max() < 1e-12
+        expected = torch.full_like(denoiser.calibration.c, -0.1 * condition)
+        torch.testing.assert_close(denoiser.calibration.c, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("count", [5, 96, 300])
+def test_conditions_of_the_flow_are_spread_evenly_over_the_known_fields(count) -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor) -> Tensor:
+            seen.append(condition.flatten())
+            return torch.zeros_like(u)
+
+    side = torch.arange(count, dtype=torch.float64)[:, None]
+    known = Fields(torch.zeros(count, CHANNELS, 64, dtype=torch.float64), side)
+    generator = torch.Generator().manual_seed(0)
+    calibrating._balance(denoiser_of(Spy()), known, generator, progress=False)
+    told = torch.cat(seen).unique(return_counts=True)
+    assert told[0][[0, -1]].tolist() == [0, count - 1]
+    assert len(told[0]) == min(count, 96)
+    assert told[0].diff().max() <= max(1, math.ceil(count / 95))
+    assert told[1].max() <= 2 * told[1].min()
+
+
 def test_fitting_twice_gives_the_same_bits() -> None:
     denoiser, fields = denoiser_of(SignsMistaken()), signs(50, 11)
-    calibrate(denoiser, fields)
+    calibrate(denoiser, fields, fields)
     first = copy.deepcopy(denoiser.calibration)
-    calibrate(denoiser, fields)
+    calibrate(denoiser, fields, fields)
     for name in "abc":
         assert torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
-    calibrate(denoiser, fields, seed=1)
+    calibrate(denoiser, fields, fields, seed=1)
     for name in "abc":
         assert not torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
 

@@ -132,7 +132,7 @@ class SphereDiff:
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
-        calibrate(self.model.denoiser, judged)
+        calibrate(self.model.denoiser, known, judged)
         parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
 
