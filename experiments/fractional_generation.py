@@ -93,7 +93,9 @@ def trained(
 ) -> tuple[NeuralDenoiser, float]:
     torch.manual_seed(config.seed)
     channels, n = process.event_shape
-    network = SphericalOperator(math.isqrt(n) - 1, channels, width=16, blocks=1, hidden=32)
+    network = SphericalOperator(
+        math.isqrt(n) - 1, channels, width=16, blocks=1, hidden=32, slopes=0
+    )
     denoiser = NeuralDenoiser(process, network, first.mean(0), first.var(0))
     with tempfile.TemporaryDirectory() as folder:
         result = train(denoiser, first, held_out, config, Path(folder))

@@ -164,7 +164,14 @@ class FieldNetwork(nn.Module):
         self.register_buffer("size", harmonics.expand(spectrum.sqrt()))
         self.kept = harmonics.count(degrees)
         self.operator = SphericalOperator(
-            degrees, 2, width=width, blocks=2, hidden=2 * width, positional=0, oversampling=1.5
+            degrees,
+            2,
+            width=width,
+            blocks=2,
+            hidden=2 * width,
+            slopes=0,
+            positional=0,
+            oversampling=1.5,
         )
 
     def forward(self, z: Tensor, log_time: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import math
 
 import healpy
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from torch import Tensor
 from spherediff import harmonics
 from spherediff.denoise import GaussianDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
-from spherediff.grids import GaussLegendre
+from spherediff.grids import GaussLegendre, HEALPix
 from spherediff.nn import OperatorConfig, SpectralConvolution, SphericalOperator
-from spherediff.nn.operator import _low_passes
+from spherediff.nn.operator import _low_passes, _per_slope
 from spherediff.nn.transform import Transform
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.spectra import Tabulated
@@ -112,10 +113,41 @@ def test_operator_runs_in_mixed_precision() -> None:
     assert all(torch.isfinite(p.grad).all() for p in operator.parameters())
 
 
+@pytest.mark.parametrize("lmax", [1, 6, 15])
+def test_slopes_agree_with_healpy(lmax: int) -> None:
+    """Times the sine of the colatitude they are of degrees up to lmax + 1, and known everywhere."""
+    grid, nside = GaussLegendre(lmax + 1, nlon=2 * lmax + 4), 2 * (lmax + 1)
+    transform = Transform(lmax, lmax + 2, 2 * lmax + 4)
+    cosine = (1 - transform.sin_latitude().square()).sqrt()[:, None]
+    a = normal(2, harmonics.count(lmax))
+    found = transform.slopes(transform.unpack(a.T))
+    theta, _ = healpy.pix2ang(nside, range(healpy.nside2npix(nside)))
+    for k, alm in enumerate(harmonics.to_healpy(a).numpy()):
+        _, south, east = healpy.alm2map_der1(alm, nside, lmax=lmax)
+        for slope, expected in zip(found, (east, -south), strict=True):
+            at_pixels = HEALPix(nside).synthesis(grid.analysis(slope[..., k] * cosine, lmax + 1))
+            oracle = torch.from_numpy(expected * numpy.sin(theta))
+            torch.testing.assert_close(at_pixels, oracle, rtol=0, atol=1e-12 * (lmax + 1) ** 2)
+
+
+@pytest.mark.parametrize("lmax", [1, 7, 31])
+def test_slopes_of_a_block_start_as_large_as_its_fields(lmax: int) -> None:
+    transform, weight = Transform(lmax, lmax + 1, 2 * lmax + 2), _per_slope(lmax).double()
+    a = normal(2000, harmonics.count(lmax)) * harmonics.expand(weight)
+    a[:, 0] = 0
+    east, north = transform.slopes(transform.unpack(a.T))
+    area = GaussLegendre(lmax, nlon=2 * lmax + 2).area_weights[..., None] / (4 * math.pi)
+    power = (harmonics.count(lmax) - 1) / (4 * math.pi)
+    for slope in (east, north):
+        found = (area * slope.square()).sum((0, 1)).mean()
+        assert found == pytest.approx(power, rel=0.1 / math.sqrt(lmax))
+
+
 def test_transform_gradients() -> None:
     transform = Transform(3, 4, 8)
     a = normal(16, 2).requires_grad_()
     values = normal(4, 8, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: transform.slopes(transform.unpack(a)), a)
     assert torch.autograd.gradcheck(lambda a: transform.synthesis(transform.unpack(a)), a)
     assert torch.autograd.gradcheck(lambda v: transform.pack(transform.analysis(v)), values)
 
@@ -162,6 +194,22 @@ def test_operator_commutes_with_rotations_about_the_axis_unless_places_matter() 
         assert asymmetry() > 1e-2
         operator.positional.zero_()
         assert asymmetry() < 1e-11
+
+
+def test_slopes_alone_tell_directions_apart() -> None:
+    u, w = normal(2, 2, 1, harmonics.count(4)) / 4
+    log_noise, angles = torch.zeros(2).double(), (0.3, 1.1, -0.4)
+
+    def asymmetry(slopes: int) -> float:
+        operator = trained_like(4, 1, slopes=slopes, oversampling=6)
+        with torch.no_grad():
+            operator.place.weight.zero_()
+            turned = operator(*(rotate(fields, *angles) for fields in (u, w)), log_noise)
+            expected = rotate(operator(u, w, log_noise), *angles)
+        return ((turned - expected).norm() / expected.norm()).item()
+
+    assert asymmetry(0) < 1e-3
+    assert asymmetry(3) > 0.1
 
 
 def test_gains_of_places_multiply_the_positional_fields() -> None:
@@ -287,6 +335,7 @@ def test_an_estimate_of_other_fields_is_refused() -> None:
         {"lmax": -1},
         {"channels": 0},
         {"width": 0},
+        {"slopes": -1},
         {"positional": -1},
         {"static": -1},
         {"oversampling": 0.5},

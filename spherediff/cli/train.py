@@ -36,6 +36,7 @@ class NetworkOptions:
         width: channels on the grid.
         blocks: residual blocks.
         hidden: channels inside a block.
+        slopes: channels inside a block whose slopes, east and north, are seen too; 0 for none.
         lifts: differently filtered copies of each variable that enter the grid.
         positional: learned fields that tell the network where it is; 0 for none.
         oversampling: grid latitudes divided by lmax + 1, at least 1.
@@ -44,6 +45,7 @@ class NetworkOptions:
     width: int = 32
     blocks: int = 4
     hidden: int = 64
+    slopes: int = 8
     lifts: int = 4
     positional: int = 8
     oversampling: float = 1.0

@@ -7,16 +7,19 @@ the best linear estimate of the field,
 
     lift     h = W S(g_ℓ(e) (u, w)) + V (1 + v(e)) s,
     block    z = (1 + γ(e)) h + β(e)
-             h ← h + B φ(K S(R_ℓ (1 + r_ℓ(e)) A z) + D z + c)
+             (y, y') = R_ℓ (1 + r_ℓ(e)) A z
+             h ← h + B φ(K (S y, ∇S y') + D z + c)
     project  F = (1 + q_ℓ(e)) A(O h)
 
 s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
 R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
 rotation; g, v, r, q are gains for each degree or field that depend on the noise, as the gains of a
-Wiener filter do.  Only the positional fields break the symmetry under rotations: they let the
-operator know where land, mountains and storm tracks are.  All of them are learned; some start as
-what is known beforehand, such as the yearly cycle, and their gains v make of it what holds at the
-time of the year.  Everything but the grid, on which φ = GELU acts, is free of resolution.
+Wiener filter do.  Such a convolution is alike in all directions.  The slopes ∇S y' of some of its
+results, eastward and northward, tell directions apart, and with them fronts, jets and what they
+carry along.  Only the positional fields break the symmetry under rotations about the axis: they
+let the operator know where land, mountains and storm tracks are.  All of them are learned; some
+start as what is known beforehand, such as the yearly cycle, and their gains v make of it what holds
+at the time of the year.  Everything but the grid, on which φ = GELU acts, is free of resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -50,6 +53,8 @@ class OperatorConfig:
         width: channels of the residual stream on the grid.
         blocks: number of residual blocks.
         hidden: channels inside a block, after its first product.
+        slopes: channels inside a block whose slopes eastward and northward enter its nonlinearity;
+            0 for a block that is alike in all directions but for the positional fields.
         lifts: differently filtered copies of each preconditioned field that enter the grid.
         positional: learned positional fields that start at random.
         static: further ones, which start as fields that are known beforehand.
@@ -64,6 +69,7 @@ class OperatorConfig:
     width: int = 32
     blocks: int = 4
     hidden: int = 64
+    slopes: int = 8
     lifts: int = 4
     positional: int = 8
     static: int = 0
@@ -75,7 +81,7 @@ class OperatorConfig:
         for name in ("channels", "width", "blocks", "hidden", "lifts", "embedding"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lmax", "positional", "static", "conditions"):
+        for name in ("lmax", "slopes", "positional", "static", "conditions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.oversampling < 1:
@@ -147,12 +153,14 @@ class SpectralConvolution(nn.Module):
 class _Block(nn.Module):
     def __init__(self, config: OperatorConfig, transform: Transform) -> None:
         super().__init__()
-        width, hidden = config.width, config.hidden
-        self.transform = transform
+        width, hidden, slopes = config.width, config.hidden, config.slopes
+        self.transform, self.slopes = transform, slopes
         self.modulation = _small_linear(config.embedding, 2 * width)
         self.gain = _DegreeGain(config.embedding, torch.ones(config.lmax + 1, width))
-        self.convolution = SpectralConvolution(config.lmax, width, width)
-        self.far = nn.Linear(width, hidden, bias=False)
+        self.convolution = SpectralConvolution(config.lmax, width, width + slopes)
+        with torch.no_grad():  # slopes of about the size of the fields
+            self.convolution.weight[..., width:] *= _per_slope(config.lmax)[:, None, None]
+        self.far = nn.Linear(width + 2 * slopes, hidden, bias=False)
         self.near = nn.Linear(width, hidden)
         self.out = _small_linear(hidden, width, std=0.1 / math.sqrt(hidden))
 
@@ -161,7 +169,11 @@ class _Block(nn.Module):
         z = torch.addcmul(shift, h, 1 + scale)  # (nlat, nlon, B, width)
         a = self.transform.analysis(z.flatten(2)).unflatten(2, z.shape[2:])
         a = self.convolution(a * self.gain(embedded))
-        far = self.transform.synthesis(a.flatten(2)).view(z.shape)
+        flat, sloping = (part.flatten(2) for part in a.split((z.shape[-1], self.slopes), dim=-1))
+        far = (self.transform.synthesis(flat), *self.transform.slopes(sloping))
+        far = torch.cat(
+            [x.unflatten(2, (len(embedded), x.shape[2] // len(embedded))) for x in far], -1
+        )
         return h + self.out(functional.gelu(self.far(far) + self.near(z)))
 
 
@@ -171,7 +183,8 @@ class SphericalOperator(nn.Module):
     Args:
         lmax: band limit of input and output.
         channels: number of physical fields.
-        width, blocks, hidden, lifts, positional, static, embedding, conditions, oversampling: see
+        width, blocks, hidden, slopes, lifts, positional, static, embedding, conditions,
+            oversampling: see
             :class:`OperatorConfig`.
 
     Raises:
@@ -269,6 +282,12 @@ class SphericalOperator(nn.Module):
         matrix = (1 + self.place_gain(embedded))[:, None] * self.place.weight  # (B, width, fields)
         values = torch.cat([fields, latitude], dim=-1) @ matrix.flatten(0, 1).T
         return values.unflatten(-1, matrix.shape[:2])
+
+
+def _per_slope(lmax: int) -> Tensor:
+    """√(2/(ℓ(ℓ + 1))), the inverse size of either slope of a field of degree ℓ; 0 for ℓ = 0."""
+    ell = torch.arange(1.0, lmax + 1)
+    return torch.cat([torch.zeros(1), (2 / (ell * (ell + 1))).sqrt()])
 
 
 def _low_passes(lmax: int, count: int) -> Tensor:

@@ -7,6 +7,11 @@ On the Gauss–Legendre grid with latitudes θ_i, quadrature weights q_i and lon
 
 with T_0 = 1, T_m = √2 cos mφ, T_{−m} = √2 sin mφ and the orthonormal Legendre functions P_ℓ^m.
 Analysis inverts synthesis when there are at least lmax + 1 latitudes and 2·lmax + 1 longitudes.
+The slopes of a field eastward and northward are two more sums, exact for every band-limited field:
+
+    east        Σ_m T_m'(φ_j) Σ_ℓ (P_ℓ^{|m|}/sin θ)(θ_i) a_{ℓm}
+    north       Σ_m T_m(φ_j) Σ_ℓ (−dP_ℓ^{|m|}/dθ)(θ_i) a_{ℓm}
+    sin θ dP_ℓ^m/dθ = ℓ cos θ P_ℓ^m − √((ℓ² − m²)(2ℓ + 1)/(2ℓ − 1)) P_{ℓ−1}^m
 
 Values have the shape (nlat, nlon, K) with K = batch × channels, so that the pointwise layers of a
 network act on contiguous memory.  Coefficients stand in a table (lmax + 1, 2·lmax + 1, K) of degree
@@ -26,32 +31,51 @@ from typing import Any, NamedTuple, cast
 import ducc0
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.grids.gauss_legendre import legendre as legendre_functions
 
+Array = NDArray[np.float64]
+
 
 class _Tables(NamedTuple):
     fourier: Tensor  # (nlon, 2 lmax + 1), T_m(φ_j), m from −lmax to lmax
+    fourier_slope: Tensor  # the same of T_m'
     legendre: Tensor  # (2 lmax + 1, nlat, lmax + 1), P_ℓ^{|m|}(θ_i)
-    quadrature: Tensor  # the same times (2π/N) q_i
+    legendre_slope: Tensor  # the same of −dP/dθ
+    legendre_by_sine: Tensor  # the same of P/sin θ
+    quadrature: Tensor  # P times (2π/N) q_i
     flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
 
 
 @lru_cache(maxsize=8)
 def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    m = np.arange(-lmax, lmax + 1)
+    m, theta = np.arange(-lmax, lmax + 1), ducc0.misc.GL_thetas(nlat)
     angle = 2 * math.pi * np.arange(nlon)[:, None] * np.abs(m) / nlon
-    fourier = np.where(m == 0, 1.0, math.sqrt(2) * np.where(m > 0, np.cos(angle), np.sin(angle)))
-    theta_last = legendre_functions(lmax, ducc0.misc.GL_thetas(nlat))[np.abs(m)]
+    sine, cosine = math.sqrt(2) * np.sin(angle), math.sqrt(2) * np.cos(angle)
+    theta_last = legendre_functions(lmax, theta)[np.abs(m)]
     legendre = theta_last.transpose(1, 2).numpy()
-    quadrature = legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None]
     row = harmonics.degrees(lmax) * (2 * lmax + 1) + harmonics.orders(lmax) + lmax
-    fourier, legendre, quadrature = (
-        torch.from_numpy(table).to(device, dtype) for table in (fourier, legendre, quadrature)
-    )
-    return _Tables(fourier, legendre, quadrature, row.to(device))
+    tables = [
+        np.where(m == 0, 1.0, np.where(m > 0, cosine, sine)),
+        np.abs(m) * np.where(m > 0, -sine, cosine),
+        legendre,
+        _legendre_slope(legendre, theta, np.abs(m)),
+        legendre / np.sin(theta)[:, None],
+        legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None],
+    ]
+    return _Tables._make([*(torch.from_numpy(x).to(device, dtype) for x in tables), row.to(device)])
+
+
+def _legendre_slope(legendre: Array, theta: Array, m: NDArray[np.intp]) -> Array:
+    """−dP_ℓ^m/dθ, shape of P: (orders, nlat, lmax + 1)."""
+    ell, m = np.arange(legendre.shape[-1]), m[:, None]
+    ratio = (ell**2 - m**2).clip(0) * (2 * ell + 1) / np.abs(2 * ell - 1)
+    below = np.pad(legendre, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    rise = np.sqrt(ratio)[:, None] * below - ell * np.cos(theta)[:, None] * legendre
+    return rise / np.sin(theta)[:, None]
 
 
 def _sum_harmonics(a: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
@@ -66,26 +90,26 @@ def _project_harmonics(values: Tensor, legendre: Tensor, fourier: Tensor) -> Ten
 
 class _Synthesis(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, tables: _Tables) -> Tensor:
-        ctx.tables = tables
-        return _sum_harmonics(a, tables.legendre, tables.fourier)
+    def forward(ctx: Any, a: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
+        ctx.tables = legendre, fourier
+        return _sum_harmonics(a, legendre, fourier)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return _project_harmonics(gradient, ctx.tables.legendre, ctx.tables.fourier), None
+        return _project_harmonics(gradient, *ctx.tables), None, None
 
 
 class _Analysis(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, tables: _Tables) -> Tensor:
-        ctx.tables = tables
-        return _project_harmonics(values, tables.quadrature, tables.fourier)
+    def forward(ctx: Any, values: Tensor, quadrature: Tensor, fourier: Tensor) -> Tensor:
+        ctx.tables = quadrature, fourier
+        return _project_harmonics(values, quadrature, fourier)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        return _sum_harmonics(gradient, ctx.tables.quadrature, ctx.tables.fourier), None
+        return _sum_harmonics(gradient, *ctx.tables), None, None
 
 
 def _at_least_single(x: Tensor) -> Tensor:
@@ -129,13 +153,24 @@ class Transform:
         """Table (lmax + 1, 2·lmax + 1, K) to values (nlat, nlon, K); |m| > ℓ is not read."""
         with torch.autocast(table.device.type, enabled=False):
             table = _at_least_single(table)
-            return cast(Tensor, _Synthesis.apply(table, self._tables(table)))
+            tables = self._tables(table)
+            return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
+
+    def slopes(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of :meth:`synthesis` by distance eastward and northward, in radians."""
+        with torch.autocast(table.device.type, enabled=False):
+            table = _at_least_single(table)
+            tables = self._tables(table)
+            east = _Synthesis.apply(table, tables.legendre_by_sine, tables.fourier_slope)
+            north = _Synthesis.apply(table, tables.legendre_slope, tables.fourier)
+            return cast(Tensor, east), cast(Tensor, north)
 
     def analysis(self, values: Tensor) -> Tensor:
         """Values (nlat, nlon, K) to the table (lmax + 1, 2·lmax + 1, K)."""
         with torch.autocast(values.device.type, enabled=False):
             values = _at_least_single(values)
-            return cast(Tensor, _Analysis.apply(values, self._tables(values)))
+            tables = self._tables(values)
+            return cast(Tensor, _Analysis.apply(values, tables.quadrature, tables.fourier))
 
     def sin_latitude(self) -> Tensor:
         """sin(latitude) of every grid row, north to south, shape (nlat,), float64."""
