@@ -16,6 +16,7 @@ of the noise; what OUT has already is kept.
 | isotropic | a reference with the archive's degree spectrum alone: F = 0 is an isotropic field |
 | amplitude 0 | no local amplitude |
 | no season | the network is not told the time of the year |
+| no slopes | convolutions that are alike in all directions |
 | no estimate | the network sees the preconditioned coefficients alone |
 | no static fields | no fields that start as the climatology, spread and skewness of each place |
 | no places | no positional fields at all |
@@ -32,6 +33,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,8 +95,8 @@ def isotropic(_: Tensor, __: Tensor, spectrum: Tensor) -> Covariance:
     return Covariance(harmonics.expand(spectrum))
 
 
-def operator(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    network = sized(static, channels, conditions, static=len(static))
+def operator(static: Tensor, channels: int, conditions: int, **options: int) -> nn.Module:
+    network = sized(static, channels, conditions, static=len(static), **options)
     network.start_from(static)
     return network
 
@@ -156,6 +158,7 @@ VARIANTS = {
     "isotropic": Variant(reference=isotropic),
     "amplitude 0": Variant(amplitude_degree=0),
     "no season": Variant(season=False),
+    "no slopes": Variant(network=partial(operator, slopes=0)),
     "no estimate": Variant(network=operator_without_estimate),
     "no static fields": Variant(network=operator_without_static),
     "no places": Variant(network=operator_without_places),
