@@ -5,7 +5,8 @@ log(σ_t/α_t) and of what else is known, such as the time of the year, and u an
 :class:`~spherediff.denoise.NeuralDenoiser`, preconditioned coefficients (unit variance in each) and
 the best linear estimate of the field,
 
-    lift     h = W S(g_ℓ(e) (u, w)) + V (1 + v(e)) s,
+    lift     y = y' = g_ℓ(e) (u, w)
+             h = W (S y, ∇S y') + V (1 + v(e)) s,
     block    z = (1 + γ(e)) h + β(e)
              (y, y') = R_ℓ (1 + r_ℓ(e)) A z
              h ← h + B φ(K (S y, ∇S y') + D z + c)
@@ -14,12 +15,13 @@ the best linear estimate of the field,
 s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
 R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
 rotation; g, v, r, q are gains for each degree or field that depend on the noise, as the gains of a
-Wiener filter do.  Such a convolution is alike in all directions.  The slopes ∇S y' of some of its
-results, eastward and northward, tell directions apart, and with them fronts, jets and what they
-carry along.  Only the positional fields break the symmetry under rotations about the axis: they
-let the operator know where land, mountains and storm tracks are.  All of them are learned; some
-start as what is known beforehand, such as the yearly cycle, and their gains v make of it what holds
-at the time of the year.  Everything but the grid, on which φ = GELU acts, is free of resolution.
+Wiener filter do.  Such a convolution is alike in all directions.  The slopes ∇S y', eastward and
+northward, of the input and of some of its results tell directions apart, and with them fronts, jets
+and what they carry along.  Only the positional fields break the symmetry under rotations about the
+axis: they let the operator know where land, mountains and storm tracks are.  All of them are
+learned; some start as what is known beforehand, such as the yearly cycle, and their gains v make of
+it what holds at the time of the year.  Everything but the grid, on which φ = GELU acts, is free of
+resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -53,8 +55,9 @@ class OperatorConfig:
         width: channels of the residual stream on the grid.
         blocks: number of residual blocks.
         hidden: channels inside a block, after its first product.
-        slopes: channels inside a block whose slopes eastward and northward enter its nonlinearity;
-            0 for a block that is alike in all directions but for the positional fields.
+        slopes: channels inside a block whose slopes eastward and northward enter its nonlinearity,
+            as do those of the input; 0 for none of either, and a network that is alike in all
+            directions but for the positional fields.
         lifts: differently filtered copies of each preconditioned field that enter the grid.
         positional: learned positional fields that start at random.
         static: further ones, which start as fields that are known beforehand.
@@ -158,8 +161,6 @@ class _Block(nn.Module):
         self.modulation = _small_linear(config.embedding, 2 * width)
         self.gain = _DegreeGain(config.embedding, torch.ones(config.lmax + 1, width))
         self.convolution = SpectralConvolution(config.lmax, width, width + slopes)
-        with torch.no_grad():  # slopes of about the size of the fields
-            self.convolution.weight[..., width:] *= _per_slope(config.lmax)[:, None, None]
         self.far = nn.Linear(width + 2 * slopes, hidden, bias=False)
         self.near = nn.Linear(width, hidden)
         self.out = _small_linear(hidden, width, std=0.1 / math.sqrt(hidden))
@@ -169,11 +170,7 @@ class _Block(nn.Module):
         z = torch.addcmul(shift, h, 1 + scale)  # (nlat, nlon, B, width)
         a = self.transform.analysis(z.flatten(2)).unflatten(2, z.shape[2:])
         a = self.convolution(a * self.gain(embedded))
-        flat, sloping = (part.flatten(2) for part in a.split((z.shape[-1], self.slopes), dim=-1))
-        far = (self.transform.synthesis(flat), *self.transform.slopes(sloping))
-        far = torch.cat(
-            [x.unflatten(2, (len(embedded), x.shape[2] // len(embedded))) for x in far], -1
-        )
+        far = _with_slopes(self.transform, *a.split((z.shape[-1], self.slopes), dim=-1))
         return h + self.out(functional.gelu(self.far(far) + self.near(z)))
 
 
@@ -203,7 +200,8 @@ class SphericalOperator(nn.Module):
         passes = _low_passes(lmax, config.lifts).repeat_interleave(channels, dim=1)
         initial = torch.cat([passes, torch.ones(lmax + 1, channels)], dim=1)
         self.lift_gain = _DegreeGain(config.embedding, initial)
-        self.lift = nn.Linear(initial.shape[1], config.width)
+        self.sloping = initial.shape[1] if config.slopes else 0
+        self.lift = nn.Linear(initial.shape[1] + 2 * self.sloping, config.width)
         self.register_buffer(
             "latitude_fields",
             torch.stack([self.transform.sin_latitude() ** k for k in (1, 2)], dim=-1).float(),
@@ -272,7 +270,7 @@ class SphericalOperator(nn.Module):
         known = fields[..., : harmonics.count(self.config.lmax)].permute(2, 0, 1)
         table = self.transform.unpack(known.flatten(1)).unflatten(2, known.shape[1:])
         table = table * self.lift_gain(embedded)
-        values = self.transform.synthesis(table.flatten(2)).unflatten(2, table.shape[2:])
+        values = _with_slopes(self.transform, table, table[..., : self.sloping])
         return self.lift(values) + self._place(embedded)
 
     def _place(self, embedded: Tensor) -> Tensor:
@@ -284,10 +282,14 @@ class SphericalOperator(nn.Module):
         return values.unflatten(-1, matrix.shape[:2])
 
 
-def _per_slope(lmax: int) -> Tensor:
-    """√(2/(ℓ(ℓ + 1))), the inverse size of either slope of a field of degree ℓ; 0 for ℓ = 0."""
-    ell = torch.arange(1.0, lmax + 1)
-    return torch.cat([torch.zeros(1), (2 / (ell * (ell + 1))).sqrt()])
+def _with_slopes(transform: Transform, fields: Tensor, sloping: Tensor) -> Tensor:
+    """Values of fields, then slopes of others eastward, then northward, on the grid.
+
+    Tables (lmax + 1, 2·lmax + 1, B, K) and (…, B, K') to (nlat, nlon, B, K + 2K').
+    """
+    parts = (transform.synthesis(fields.flatten(2)), *transform.slopes(sloping.flatten(2)))
+    batch = fields.shape[2]
+    return torch.cat([x.unflatten(2, (batch, x.shape[2] // batch)) for x in parts], dim=-1)
 
 
 def _low_passes(lmax: int, count: int) -> Tensor:

@@ -7,10 +7,11 @@ On the Gauss–Legendre grid with latitudes θ_i, quadrature weights q_i and lon
 
 with T_0 = 1, T_m = √2 cos mφ, T_{−m} = √2 sin mφ and the orthonormal Legendre functions P_ℓ^m.
 Analysis inverts synthesis when there are at least lmax + 1 latitudes and 2·lmax + 1 longitudes.
-The slopes of a field eastward and northward are two more sums, exact for every band-limited field:
+The slopes of a field eastward and northward are two more sums.  With each degree in units of the
+size of its slopes, 1/λ_ℓ = √(ℓ(ℓ + 1)/2), they are as large as the field:
 
-    east        Σ_m T_m'(φ_j) Σ_ℓ (P_ℓ^{|m|}/sin θ)(θ_i) a_{ℓm}
-    north       Σ_m T_m(φ_j) Σ_ℓ (−dP_ℓ^{|m|}/dθ)(θ_i) a_{ℓm}
+    east        Σ_m T_m'(φ_j) Σ_ℓ λ_ℓ (P_ℓ^{|m|}/sin θ)(θ_i) a_{ℓm}
+    north       Σ_m T_m(φ_j) Σ_ℓ λ_ℓ (−dP_ℓ^{|m|}/dθ)(θ_i) a_{ℓm}
     sin θ dP_ℓ^m/dθ = ℓ cos θ P_ℓ^m − √((ℓ² − m²)(2ℓ + 1)/(2ℓ − 1)) P_{ℓ−1}^m
 
 Values have the shape (nlat, nlon, K) with K = batch × channels, so that the pointwise layers of a
@@ -44,8 +45,8 @@ class _Tables(NamedTuple):
     fourier: Tensor  # (nlon, 2 lmax + 1), T_m(φ_j), m from −lmax to lmax
     fourier_slope: Tensor  # the same of T_m'
     legendre: Tensor  # (2 lmax + 1, nlat, lmax + 1), P_ℓ^{|m|}(θ_i)
-    legendre_slope: Tensor  # the same of −dP/dθ
-    legendre_by_sine: Tensor  # the same of P/sin θ
+    legendre_slope: Tensor  # the same of −λ_ℓ dP/dθ
+    legendre_by_sine: Tensor  # the same of λ_ℓ P/sin θ
     quadrature: Tensor  # P times (2π/N) q_i
     flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
 
@@ -58,12 +59,14 @@ def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.d
     theta_last = legendre_functions(lmax, theta)[np.abs(m)]
     legendre = theta_last.transpose(1, 2).numpy()
     row = harmonics.degrees(lmax) * (2 * lmax + 1) + harmonics.orders(lmax) + lmax
+    ell = np.arange(lmax + 1)
+    unit = np.sqrt(2 / np.maximum(ell * (ell + 1), 1))  # λ_ℓ; ℓ = 0 has no slopes
     tables = [
         np.where(m == 0, 1.0, np.where(m > 0, cosine, sine)),
         np.abs(m) * np.where(m > 0, -sine, cosine),
         legendre,
-        _legendre_slope(legendre, theta, np.abs(m)),
-        legendre / np.sin(theta)[:, None],
+        unit * _legendre_slope(legendre, theta, np.abs(m)),
+        unit * legendre / np.sin(theta)[:, None],
         legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None],
     ]
     return _Tables._make([*(torch.from_numpy(x).to(device, dtype) for x in tables), row.to(device)])
@@ -157,7 +160,7 @@ class Transform:
             return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
 
     def slopes(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives of :meth:`synthesis` by distance eastward and northward, in radians."""
+        """Slopes of :meth:`synthesis` by distance eastward and northward, degrees times λ_ℓ."""
         with torch.autocast(table.device.type, enabled=False):
             table = _at_least_single(table)
             tables = self._tables(table)
