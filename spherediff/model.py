@@ -134,13 +134,16 @@ class Model:
         return cls(encoder, denoiser, labels)
 
     def learner(self) -> NeuralDenoiser:
-        """The denoiser of the degrees that the network knows, for training; it shares the network.
+        """The denoiser of the degrees that the network knows; it shares the network.
 
-        Its fields are the first (L+1)² coefficients of the model's, L the network's lmax.
+        Its fields are the first (L+1)² coefficients of the model's, L the network's lmax.  It has
+        the model's calibration, as a copy.
         """
         whole, n = self.denoiser.covariance, harmonics.count(self.network.config.lmax)
         covariance = Covariance(whole.diagonal[:, :n], whole.factor[..., :n])
-        return self._learner(self.denoiser.mean[:, :n], covariance)
+        learner = self._learner(self.denoiser.mean[:, :n], covariance)
+        learner.calibration.load_state_dict(self.denoiser.calibration.state_dict())
+        return learner
 
     def learners(self, coefficients: Tensor) -> list[NeuralDenoiser]:
         """The learner with a reference from all but the k-th fifth of the fields, for each k.
