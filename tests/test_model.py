@@ -73,7 +73,7 @@ def test_degrees_beyond_the_network_are_exactly_gaussian_and_leave_the_others_al
     with torch.no_grad():
         model.network.project.weight.normal_(std=0.3)
         for table in model.denoiser.calibration.state_dict().values():
-            table += 0.1 * torch.randn(table.shape, generator=torch.Generator().manual_seed(2))
+            table.add_(0.1 * torch.randn(table.shape, generator=torch.Generator().manual_seed(2)))
     x = draw(model)
     low = harmonics.count(2)
     learner = model.learner()
