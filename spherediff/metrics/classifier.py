@@ -38,10 +38,11 @@ def of_coefficients(features: Features | JointFeatures) -> Array:
 
 def of_maps(features: Features | JointFeatures) -> Array:
     """Quantiles by region and of gradients, log-variance and shape of bands, extremes."""
-    return np.concatenate([x for one in features.channels for x in _of_map(one)], axis=1)
+    return np.concatenate([x for one in features.channels for x in of_map(one)], axis=1)
 
 
-def _of_map(one: Features) -> list[Array]:
+def of_map(one: Features) -> list[Array]:
+    """These kinds of features of one field, each of shape (maps, features)."""
     first, second, third, fourth = one.bands
     variance = np.maximum(second - np.square(first), _SMALLEST)
     return [
