@@ -180,9 +180,7 @@ class SphericalOperator(nn.Module):
     Args:
         lmax: band limit of input and output.
         channels: number of physical fields.
-        width, blocks, hidden, slopes, lifts, positional, static, embedding, conditions,
-            oversampling: see
-            :class:`OperatorConfig`.
+        options: the other attributes of :class:`OperatorConfig`.
 
     Raises:
         ValueError: an argument is out of its range.
