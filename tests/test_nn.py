@@ -6,7 +6,7 @@ import json
 import math
 
 import healpy
-import numpy
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,13 +122,13 @@ def test_slopes_agree_with_healpy(lmax: int) -> None:
     a = normal(2, harmonics.count(lmax))
     found = transform.slopes(transform.unpack(a.T))
     theta, _ = healpy.pix2ang(nside, range(healpy.nside2npix(nside)))
+    ell = np.arange(lmax + 1)
+    unit = np.sqrt(2 / np.maximum(ell * (ell + 1), 1))
     for k, alm in enumerate(harmonics.to_healpy(a).numpy()):
-        ell = numpy.arange(lmax + 1)
-        unit = numpy.sqrt(2 / numpy.maximum(ell * (ell + 1), 1))
         _, south, east = healpy.alm2map_der1(healpy.almxfl(alm, unit), nside, lmax=lmax)
         for slope, expected in zip(found, (east, -south), strict=True):
             at_pixels = HEALPix(nside).synthesis(grid.analysis(slope[..., k] * cosine, lmax + 1))
-            oracle = torch.from_numpy(expected * numpy.sin(theta))
+            oracle = torch.from_numpy(expected * np.sin(theta))
             torch.testing.assert_close(at_pixels, oracle, rtol=0, atol=1e-12 * (lmax + 1) ** 2)
 
 

@@ -105,14 +105,6 @@ def operator_without_estimate(static: Tensor, channels: int, conditions: int) ->
     return networks.WithoutEstimate(operator(static, channels, conditions))
 
 
-def operator_without_static(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    return sized(static, channels, conditions)
-
-
-def operator_without_places(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    return sized(static, channels, conditions, positional=0)
-
-
 def sized(fields: Tensor, channels: int, conditions: int, **options: int) -> SphericalOperator:
     """An operator up to the degree of the fields."""
     lmax = harmonics.band_limit(fields.shape[-1])
@@ -160,8 +152,8 @@ VARIANTS = {
     "no season": Variant(season=False),
     "no slopes": Variant(network=partial(operator, slopes=0)),
     "no estimate": Variant(network=operator_without_estimate),
-    "no static fields": Variant(network=operator_without_static),
-    "no places": Variant(network=operator_without_places),
+    "no static fields": Variant(network=sized),
+    "no places": Variant(network=partial(sized, positional=0)),
     "rotated": Variant(rotations=4),
     "KL weight": Variant(noise_levels=uniform, weight=entropic),
     "spectral": Variant(network=networks.SpectralNetwork),

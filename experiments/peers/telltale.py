@@ -22,15 +22,6 @@ from spherediff.metrics import classifier
 from spherediff.metrics.features import Features
 from spherediff.metrics.resampling import Members, Sets
 
-KINDS = (
-    "quantiles by region",
-    "quantiles of the gradient",
-    "log-variance of bands",
-    "skewness of bands",
-    "kurtosis of bands",
-    "mean and extremes",
-)
-
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
@@ -42,8 +33,8 @@ def arguments() -> argparse.Namespace:
 
 
 def area_under_curve(x: np.ndarray, first: Members, second: Members) -> float:
-    won, together = classifier.wins(x, first, second)
-    return float(won.sum() / together.sum())
+    each = (np.ones((1, len(members))) for members in (first, second))
+    return float(classifier.area_under_curve(*classifier.wins(x, first, second), *each)[0])
 
 
 def main() -> None:
@@ -55,7 +46,7 @@ def main() -> None:
     kinds = classifier.of_map(Features(pool, sets))
     generated, test, training = sets.generated, sets.reference, sets.training[-len(split.test) :]
     print(f"{'':27s}  draws  training  furthest off: of draws, of training maps")
-    for name, x in zip((*KINDS, "all"), (*kinds, np.concatenate(kinds, axis=1)), strict=True):
+    for name, x in (kinds | {"all": np.concatenate([*kinds.values()], axis=1)}).items():
         told = [area_under_curve(x, members, test) for members in (generated, training)]
         shifts = [
             (x[members].mean(0) - x[test].mean(0)) / x[test].std(0)

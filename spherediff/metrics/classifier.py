@@ -38,21 +38,23 @@ def of_coefficients(features: Features | JointFeatures) -> Array:
 
 def of_maps(features: Features | JointFeatures) -> Array:
     """Quantiles by region and of gradients, log-variance and shape of bands, extremes."""
-    return np.concatenate([x for one in features.channels for x in of_map(one)], axis=1)
+    return np.concatenate([x for one in features.channels for x in of_map(one).values()], axis=1)
 
 
-def of_map(one: Features) -> list[Array]:
-    """These kinds of features of one field, each of shape (maps, features)."""
+def of_map(one: Features) -> dict[str, Array]:
+    """The kinds of features of one field, each of shape (maps, features)."""
     first, second, third, fourth = one.bands
     variance = np.maximum(second - np.square(first), _SMALLEST)
-    return [
-        one.regional.map_quantiles(_REGIONAL).reshape(one.sets.total, -1),
-        one.gradient.map_quantiles(_GRADIENT).reshape(one.sets.total, -1),
-        _log(variance),
-        third / variance**1.5,
-        fourth / np.square(variance),
-        one.extremes,
-    ]
+    quantiles = one.regional.map_quantiles(_REGIONAL)
+    slopes = one.gradient.map_quantiles(_GRADIENT)
+    return {
+        "quantiles by region": quantiles.reshape(one.sets.total, -1),
+        "quantiles of the gradient": slopes.reshape(one.sets.total, -1),
+        "log-variance of bands": _log(variance),
+        "skewness of bands": third / variance**1.5,
+        "kurtosis of bands": fourth / np.square(variance),
+        "mean and extremes": one.extremes,
+    }
 
 
 def _log(x: Array) -> Array:
