@@ -41,7 +41,7 @@ from spherediff.spectra import Tabulated
 from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 CONFIG = "model.json"
-_FORMAT = 7
+_FORMAT = 8
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time

@@ -15,13 +15,18 @@ the best linear estimate of the field,
 s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
 R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
 rotation; g, v, r, q are gains for each degree or field that depend on the noise, as the gains of a
-Wiener filter do.  Such a convolution is alike in all directions.  The slopes ∇S y', eastward and
-northward, of the input and of some of its results tell directions apart, and with them fronts, jets
-and what they carry along.  Only the positional fields break the symmetry under rotations about the
-axis: they let the operator know where land, mountains and storm tracks are.  All of them are
-learned; some start as what is known beforehand, such as the yearly cycle, and their gains v make of
-it what holds at the time of the year.  Everything but the grid, on which φ = GELU acts, is free of
-resolution.
+Wiener filter do.  R_ℓ and what the noise adds to the gains are piecewise linear in the degree, with
+a knot for each octave: what holds at one degree holds nearly so at the next, and the kernels of the
+convolutions are smooth.
+
+Such a convolution is alike in all directions.  The slopes ∇S y', eastward and poleward, of the
+input and of some of its results tell directions apart, and with them fronts, jets and what they
+carry along.  They leave one symmetry more than the rotations about the axis: to mirror the fields
+in the equator, as the laws of the atmosphere nearly allow.  Only the positional fields and the sine
+of the latitude break these: they let the operator know where land, mountains and storm tracks are.
+All of the former are learned; some start as what is known beforehand, such as the yearly cycle, and
+their gains v make of it what holds at the time of the year.  Everything but the grid, on which
+φ = GELU acts, is free of resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -35,6 +40,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,7 +61,7 @@ class OperatorConfig:
         width: channels of the residual stream on the grid.
         blocks: number of residual blocks.
         hidden: channels inside a block, after its first product.
-        slopes: channels inside a block whose slopes eastward and northward enter its nonlinearity,
+        slopes: channels inside a block whose slopes eastward and poleward enter its nonlinearity,
             as do those of the input; 0 for none of either, and a network that is alike in all
             directions but for the positional fields.
         lifts: differently filtered copies of each preconditioned field that enter the grid.
@@ -121,6 +127,27 @@ def _small_linear(inputs: int, outputs: int, std: float = 0.0) -> nn.Linear:
     return layer
 
 
+class _ByOctave(nn.Module):
+    """Numbers for each degree, piecewise linear between degrees 0, 1, 3, 7, 15, … and lmax."""
+
+    hats: Tensor
+
+    def __init__(self, lmax: int) -> None:
+        super().__init__()
+        knots = sorted({2**k - 1 for k in range((lmax + 1).bit_length())} | {lmax})
+        hats = [np.interp(np.arange(lmax + 1), knots, one) for one in np.eye(len(knots))]
+        self.register_buffer("hats", torch.tensor(np.array(hats)).float(), persistent=False)
+
+    @property
+    def knots(self) -> int:
+        """How many degrees the others lie between."""
+        return len(self.hats)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values at the knots, (knots, …), to those at every degree, (lmax + 1, …)."""
+        return torch.tensordot(self.hats.T.to(values), values, dims=1)
+
+
 class _DegreeGain(nn.Module):
     """A gain for each degree and channel that depends on the noise: (B, E) → (lmax + 1, 1, B, K).
 
@@ -129,27 +156,32 @@ class _DegreeGain(nn.Module):
 
     def __init__(self, embedding: int, initial: Tensor) -> None:
         super().__init__()
-        self.shape = tuple(initial.shape)
-        self.layer = _small_linear(embedding, initial.numel())
-        self.layer.bias.data.copy_(initial.flatten())
+        degrees, self.channels = initial.shape
+        self.mean = nn.Parameter(initial.clone())
+        self.by_octave = _ByOctave(degrees - 1)
+        self.layer = _small_linear(embedding, self.by_octave.knots * self.channels)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        return self.layer(embedded).view(-1, *self.shape).transpose(0, 1)[:, None]
+        change = self.layer(embedded).view(len(embedded), -1, self.channels).transpose(0, 1)
+        return (self.mean[:, None] + self.by_octave(change))[:, None]
 
 
 class SpectralConvolution(nn.Module):
     """Mix channels by one matrix for each degree: a_{ℓm} → R_ℓ a_{ℓm}.
 
-    It commutes with every rotation of the sphere, and by Schur's lemma is the general linear map
-    between scalar fields that does.  Acts on tables of shape (lmax + 1, 2·lmax + 1, B, inputs).
+    By Schur's lemma these are the linear maps between scalar fields that commute with every rotation
+    of the sphere; here R_ℓ is piecewise linear between degrees 0, 1, 3, 7, 15, … and lmax.  Acts on
+    tables of shape (lmax + 1, 2·lmax + 1, B, inputs).
     """
 
     def __init__(self, lmax: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(lmax + 1, inputs, outputs) / math.sqrt(inputs))
+        self.by_octave = _ByOctave(lmax)
+        shape = self.by_octave.knots, inputs, outputs
+        self.weight = nn.Parameter(torch.randn(shape) / math.sqrt(inputs))
 
     def forward(self, table: Tensor) -> Tensor:
-        mixed = torch.bmm(table.flatten(1, 2), self.weight)
+        mixed = torch.bmm(table.flatten(1, 2), self.by_octave(self.weight))
         return mixed.view(*table.shape[:3], -1)
 
 
@@ -281,7 +313,7 @@ class SphericalOperator(nn.Module):
 
 
 def _with_slopes(transform: Transform, fields: Tensor, sloping: Tensor) -> Tensor:
-    """Values of fields, then slopes of others eastward, then northward, on the grid.
+    """Values of fields, then slopes of others eastward, then poleward, on the grid.
 
     Tables (lmax + 1, 2·lmax + 1, B, K) and (…, B, K') to (nlat, nlon, B, K + 2K').
     """

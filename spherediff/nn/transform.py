@@ -7,11 +7,12 @@ On the Gauss–Legendre grid with latitudes θ_i, quadrature weights q_i and lon
 
 with T_0 = 1, T_m = √2 cos mφ, T_{−m} = √2 sin mφ and the orthonormal Legendre functions P_ℓ^m.
 Analysis inverts synthesis when there are at least lmax + 1 latitudes and 2·lmax + 1 longitudes.
-The slopes of a field eastward and northward are two more sums.  With each degree in units of the
-size of its slopes, 1/λ_ℓ = √(ℓ(ℓ + 1)/2), they are as large as the field:
+The slopes of a field eastward and poleward are two more sums.  Poleward is northward times the sine
+of the latitude, so that a field mirrored in the equator has mirrored slopes.  With each degree in
+units of the size of its slopes, 1/λ_ℓ = √(ℓ(ℓ + 1)/2), they are as large as the field:
 
     east        Σ_m T_m'(φ_j) Σ_ℓ λ_ℓ (P_ℓ^{|m|}/sin θ)(θ_i) a_{ℓm}
-    north       Σ_m T_m(φ_j) Σ_ℓ λ_ℓ (−dP_ℓ^{|m|}/dθ)(θ_i) a_{ℓm}
+    poleward    √3 cos θ_i Σ_m T_m(φ_j) Σ_ℓ λ_ℓ (−dP_ℓ^{|m|}/dθ)(θ_i) a_{ℓm}
     sin θ dP_ℓ^m/dθ = ℓ cos θ P_ℓ^m − √((ℓ² − m²)(2ℓ + 1)/(2ℓ − 1)) P_{ℓ−1}^m
 
 Values have the shape (nlat, nlon, K) with K = batch × channels, so that the pointwise layers of a
@@ -45,7 +46,7 @@ class _Tables(NamedTuple):
     fourier: Tensor  # (nlon, 2 lmax + 1), T_m(φ_j), m from −lmax to lmax
     fourier_slope: Tensor  # the same of T_m'
     legendre: Tensor  # (2 lmax + 1, nlat, lmax + 1), P_ℓ^{|m|}(θ_i)
-    legendre_slope: Tensor  # the same of −λ_ℓ dP/dθ
+    legendre_poleward: Tensor  # the same of −√3 cos θ λ_ℓ dP/dθ
     legendre_by_sine: Tensor  # the same of λ_ℓ P/sin θ
     quadrature: Tensor  # P times (2π/N) q_i
     flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
@@ -65,7 +66,7 @@ def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.d
         np.where(m == 0, 1.0, np.where(m > 0, cosine, sine)),
         np.abs(m) * np.where(m > 0, -sine, cosine),
         legendre,
-        unit * _legendre_slope(legendre, theta, np.abs(m)),
+        unit * math.sqrt(3) * np.cos(theta)[:, None] * _legendre_slope(legendre, theta, np.abs(m)),
         unit * legendre / np.sin(theta)[:, None],
         legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None],
     ]
@@ -160,13 +161,13 @@ class Transform:
             return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
 
     def slopes(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes of :meth:`synthesis` by distance eastward and northward, degrees times λ_ℓ."""
+        """Slopes of :meth:`synthesis` eastward and poleward, degrees times λ_ℓ."""
         with torch.autocast(table.device.type, enabled=False):
             table = _at_least_single(table)
             tables = self._tables(table)
             east = _Synthesis.apply(table, tables.legendre_by_sine, tables.fourier_slope)
-            north = _Synthesis.apply(table, tables.legendre_slope, tables.fourier)
-            return cast(Tensor, east), cast(Tensor, north)
+            poleward = _Synthesis.apply(table, tables.legendre_poleward, tables.fourier)
+            return cast(Tensor, east), cast(Tensor, poleward)
 
     def analysis(self, values: Tensor) -> Tensor:
         """Values (nlat, nlon, K) to the table (lmax + 1, 2·lmax + 1, K)."""
