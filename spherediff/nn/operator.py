@@ -169,9 +169,9 @@ class _DegreeGain(nn.Module):
 class SpectralConvolution(nn.Module):
     """Mix channels by one matrix for each degree: a_{ℓm} → R_ℓ a_{ℓm}.
 
-    By Schur's lemma these are the linear maps between scalar fields that commute with every rotation
-    of the sphere; here R_ℓ is piecewise linear between degrees 0, 1, 3, 7, 15, … and lmax.  Acts on
-    tables of shape (lmax + 1, 2·lmax + 1, B, inputs).
+    By Schur's lemma these are the linear maps between scalar fields that commute with every
+    rotation of the sphere; here R_ℓ is piecewise linear between degrees 0, 1, 3, 7, 15, … and lmax.
+    Acts on tables of shape (lmax + 1, 2·lmax + 1, B, inputs).
     """
 
     def __init__(self, lmax: int, inputs: int, outputs: int) -> None:
