@@ -17,6 +17,7 @@ of the noise; what OUT has already is kept.
 | amplitude 0 | no local amplitude |
 | no season | the network is not told the time of the year |
 | no slopes | convolutions that are alike in all directions |
+| degrees apart | a matrix and gains of its own for each degree, not for each octave |
 | no estimate | the network sees the preconditioned coefficients alone |
 | no static fields | no fields that start as the climatology, spread and skewness of each place |
 | no places | no positional fields at all |
@@ -105,6 +106,10 @@ def operator_without_estimate(static: Tensor, channels: int, conditions: int) ->
     return networks.WithoutEstimate(operator(static, channels, conditions))
 
 
+def operator_of_degrees_apart(static: Tensor, channels: int, conditions: int) -> nn.Module:
+    return networks.degrees_apart(operator(static, channels, conditions))
+
+
 def sized(fields: Tensor, channels: int, conditions: int, **options: int) -> SphericalOperator:
     """An operator up to the degree of the fields."""
     lmax = harmonics.band_limit(fields.shape[-1])
@@ -151,6 +156,7 @@ VARIANTS = {
     "amplitude 0": Variant(amplitude_degree=0),
     "no season": Variant(season=False),
     "no slopes": Variant(network=partial(operator, slopes=0)),
+    "degrees apart": Variant(network=operator_of_degrees_apart),
     "no estimate": Variant(network=operator_without_estimate),
     "no static fields": Variant(network=sized),
     "no places": Variant(network=partial(sized, positional=0)),

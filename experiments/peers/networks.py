@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spherediff import harmonics
-from spherediff.nn.operator import _NoiseEmbedding, _small_linear
+from spherediff.nn.operator import (
+    SpectralConvolution,
+    _DegreeGain,
+    _NoiseEmbedding,
+    _small_linear,
+)
 from spherediff.nn.transform import Transform
 
 EMBEDDING = 64
@@ -50,6 +55,18 @@ class WithoutEstimate(nn.Module):
         self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
     ) -> Tensor:
         return self.network(u, torch.zeros_like(w), log_noise, condition)
+
+
+def degrees_apart(operator: nn.Module) -> nn.Module:
+    """Let the weights of every degree go their own way, from the same start."""
+    for part in operator.modules():
+        if isinstance(part, SpectralConvolution):
+            part.weight = nn.Parameter(part.by_octave(part.weight).detach())
+            part.by_octave = nn.Identity()
+        if isinstance(part, _DegreeGain):
+            part.layer = _small_linear(part.layer.in_features, part.mean.numel())
+            part.by_octave = nn.Identity()
+    return operator
 
 
 class SpectralNetwork(nn.Module):

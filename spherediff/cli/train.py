@@ -36,7 +36,7 @@ class NetworkOptions:
         width: channels on the grid.
         blocks: residual blocks.
         hidden: channels inside a block.
-        slopes: channels inside a block whose slopes, east and north, are seen too; 0 for none.
+        slopes: channels inside a block whose slopes, east and poleward, are seen too; 0 for none.
         lifts: differently filtered copies of each variable that enter the grid.
         positional: learned fields that tell the network where it is; 0 for none.
         oversampling: grid latitudes divided by lmax + 1, at least 1.
