@@ -383,7 +383,7 @@ def test_it_is_the_jacobian_of_the_flow_for_any_network() -> None:
     field = GaussianField(Tabulated([[0.7, 0.2]]), 1, dtype=torch.float64)
     ou = OrnsteinUhlenbeck(field, LogSNR(8.0, -5.0))
     S = Covariance(0.2 + normal(1, 4, seed=1).square(), 0.5 * normal(1, 1, 4, seed=2))
-    denoiser = NeuralDenoiser(ou, network(1, 1, 0.1, torch.float64), normal(1, 4, seed=3), S)
+    denoiser = NeuralDenoiser(ou, network(1, 1, 0.2, torch.float64), normal(1, 4, seed=3), S)
     z_T, unused = normal(1, 4, seed=4), PlainDraws(seeded(), 0)
 
     def difference(steps: int) -> float:
@@ -404,7 +404,7 @@ def test_it_is_the_jacobian_of_the_flow_for_any_network() -> None:
         )
         return float(log_density_ratio(denoiser, x, steps, trace=Exact()) - expected)
 
-    coarse, fine = difference(48), difference(96)
+    coarse, fine = difference(64), difference(128)
     assert 1e-5 < abs(coarse) < 0.1
     assert coarse / fine == pytest.approx(4, rel=0.15)
 
