@@ -111,10 +111,10 @@ def _of_groups(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
 def _of_octaves(denoiser: NeuralDenoiser, *modes: Tensor) -> Tensor:
     """Σ over samples and the orders of an octave of v_i v_j, (channels, lmax + 1, i, j), float64.
 
-    v are coefficients in units of their standard deviation; every degree has that of its octave.
+    v are coefficients in units of the noise; every degree has that of its octave.
     """
-    reference, scale = denoiser.reference, denoiser.covariance.variance.sqrt()
-    fields = (reference.coefficients(reference.std * v) / scale for v in modes)
+    reference, noise = denoiser.reference, denoiser.process.field
+    fields = (noise.whiten(reference.coefficients(reference.std * v)) for v in modes)
     channels, degrees = denoiser.calibration.c.shape[1:]
     octave = torch.tensor([ell.bit_length() for ell in range(degrees)])
     octaves = int(octave[-1]) + 1
