@@ -17,9 +17,10 @@ many more.
 
 Draws are not held-out fields with noise.  Along the probability flow d|z|²/dψ = −2 z·F, so that a
 hundredth of a correlation becomes several hundredths of the variance in the end.  So the flow is
-run, and the β that is left along it in each octave of degrees of each channel is taken off too: its
-draws have the reference's degree spectrum. It runs under the conditions of the known fields, which
-the reference was made from: held-out ones may be of a part of the year that is calmer than others.
+run, and the β that is left in each octave of degrees of each channel is taken off as it goes: its
+draws keep the reference's degree spectrum, and later levels are judged by draws that have it.  It
+runs under the conditions of the known fields, which the reference was made from: held-out ones may
+be of a part of the year that is calmer than others.
 
 Modes and coefficients count by their variance in the fields.  Else those in which the data hardly
 vary would decide: they are the most, and what a short archive says of them is the least reliable.
@@ -30,17 +31,18 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spherediff.denoise import NeuralDenoiser
+from spherediff.denoise import Denoiser, NeuralDenoiser
+from spherediff.reference import Reference
 from spherediff.sample import ProbabilityFlow
 from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, residual_target
 
 _PRIOR = 0.1  # τ
 _NOISES = 2  # for each field and level
-_DRAWS = 96
+_DRAWS = 192
 _SPACING = 0.5  # in log(σ/α), of the flow's steps
 _BATCH = 64
 
@@ -148,33 +150,50 @@ def _regression(moments: Tensor) -> tuple[Tensor, Tensor]:
 def _balance(
     denoiser: NeuralDenoiser, known: Fields, generator: torch.Generator, progress: bool
 ) -> None:
-    """c from the denoiser's own flow, under conditions of known fields from first to last.
-
-    The denoiser gives a c z of what c adds, so that β = E[zF]/E[z az] is to be taken off.
-    """
-    steps = round(denoiser.process.schedule.span / _SPACING)
-    calibration, times = denoiser.calibration, ProbabilityFlow(denoiser, steps).times
-    log_noise = denoiser.process.log_noise(torch.tensor(times))
-    moments: list[list[Tensor]] = [[] for _ in range(steps)]
+    """c from the denoiser's own flow, under conditions of known fields from first to last."""
     told = known.at(torch.linspace(0, len(known.x) - 1, _DRAWS).round().long())
-    parts = [told.at(slice(k, k + _BATCH)) for k in range(0, _DRAWS, _BATCH)]
-    bar = tqdm(total=len(parts) * steps, desc="balancing", leave=False, disable=not progress)
-    for part in parts:
-        flow = ProbabilityFlow(conditioned(denoiser, part), steps)
-        noise, memory = open_source(generator, len(part.x)), None
-        x = denoiser.process.field.sample((len(part.x),), generator=noise)
-        for k, (t, s) in enumerate(pairwise(times)):
-            z = denoiser.reference.standardise(x, t)
-            x, memory = flow.step(x, t, s, noise, memory)
-            assert memory is not None
-            F = memory[0]  # at z and t, which a step passes on
-            az = calibration.modes(z, torch.zeros_like(z), log_noise[k].to(z).expand(len(z)))
-            moments[k].append(_of_octaves(denoiser, F, z, az))
-            bar.update()
-    bar.close()
-    total = torch.stack([sum(here[1:], here[0]) for here in moments])
-    beta = total[..., 0, 1] / total[..., 1, 2]  # (steps, channels, lmax + 1)
-    knots = calibration.knots.cpu().double()
-    hats = (1 - (knots[:, None] - log_noise[:-1]).abs()).clamp(min=0)  # (knots, steps)
+    balanced = _Balanced(denoiser, told)
+    flow = ProbabilityFlow(balanced, round(denoiser.process.schedule.span / _SPACING))
+    noise, memory = open_source(generator, _DRAWS), None
+    x = denoiser.process.field.sample((_DRAWS,), generator=noise)
+    steps = list(pairwise(flow.times))
+    for t, s in tqdm(steps, desc="balancing", leave=False, disable=not progress):
+        x, memory = flow.step(x, t, s, noise, memory)
+    beta = torch.stack(balanced.beta)  # (steps, channels, lmax + 1)
+    calibration = denoiser.calibration
+    log_noise = denoiser.process.log_noise(torch.tensor(flow.times[:-1]))
+    hats = (1 - (calibration.knots.cpu().double()[:, None] - log_noise).abs()).clamp(min=0)
     share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
     calibration.c.sub_(torch.tensordot(share, beta, dims=1).to(calibration.c))
+
+
+class _Balanced(Denoiser):
+    """A denoiser less the β that these states show, which must be draws from first to last."""
+
+    def __init__(self, denoiser: NeuralDenoiser, told: Fields) -> None:
+        self.process = denoiser.process
+        self.denoiser = denoiser
+        self.parts = [slice(k, k + _BATCH) for k in range(0, len(told.x), _BATCH)]
+        self.told = [conditioned(denoiser, told.at(part)) for part in self.parts]
+        self.beta: list[Tensor] = []
+
+    @property
+    def reference(self) -> Reference:
+        return self.denoiser.reference
+
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        pairs = zip(self.told, self.parts, strict=True)
+        F = torch.cat([told.residual(z[part], t) for told, part in pairs])
+        az = self._added(torch.ones_like(self.denoiser.calibration.c[0]), z, t)
+        total = _of_octaves(self.denoiser, F, z, az)
+        self.beta.append(total[..., 0, 1] / total[..., 1, 2])  # E[zF]/E[z az]
+        return F - self._added(self.beta[-1].to(z), z, t)
+
+    def _added(self, c: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
+        """What c, shape (channels, lmax + 1), adds to the output of the denoiser."""
+        reference, calibration = self.reference, self.denoiser.calibration
+        u = reference.mixed(z)
+        beyond = u.shape[-1] - len(calibration.degree)
+        cz = reference.unmixed(nn.functional.pad(c[..., calibration.degree], (0, beyond)) * u)
+        log_noise = self.process.log_noise(t).to(z).expand(len(z))
+        return calibration.modes(cz, torch.zeros_like(z), log_noise)

@@ -273,10 +273,13 @@ def test_calibrated_residuals_obey_the_identities_of_a_conditional_expectation()
 
 
 class Growing(nn.Module):
-    """F = z (1 + tanh² z)/10 makes every draw larger, the more so the larger it is already."""
+    """F = z (1 + tanh² z)/5 makes every draw larger, the more so the larger it is already.
+
+    What is too much at the last levels depends on what was taken off at those before.
+    """
 
     def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
-        return 0.1 * u * (1 + u.tanh().square())
+        return 0.2 * u * (1 + u.tanh().square())
 
 
 def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> None:
@@ -301,7 +304,7 @@ def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> N
     regress(denoiser, x)
     alone = (growth() - 1).abs()
     calibrate(denoiser, x, x)
-    assert (growth() - 1).abs().max() < 0.02
+    assert (growth() - 1).abs().max() < 0.03
     assert alone.max() > 0.04
 
 

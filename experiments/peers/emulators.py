@@ -33,7 +33,7 @@ from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
 from spherediff.train import Fields, TrainConfig, train
 
-_CALIBRATION = 12  # times that of a judgement
+_CALIBRATION = 18  # times that of a judgement
 
 
 class Emulator(Protocol):
