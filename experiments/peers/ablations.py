@@ -364,21 +364,26 @@ def figure(cards: dict[str, Any], path: Path) -> None:
     if len(exponents) < 3 or "default" not in cards:
         return
     order = sorted(exponents, key=lambda name: exponents[name])
+    plt.style.use("tableau-colorblind10")
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for statistic, label in SHOWN.items():
+    for (statistic, label), marker in zip(SHOWN.items(), "osD^v", strict=True):
         rows = [next(r for r in cards[n]["rows"] if r["statistic"] == statistic) for n in order]
-        axes[0].plot([exponents[n] for n in order], [r["ratio"] for r in rows], "o-", label=label)
+        axes[0].plot(
+            [exponents[n] for n in order], [r["ratio"] for r in rows], f"{marker}-", label=label
+        )
     axes[0].axhline(1, color="black", lw=0.8)
     axes[0].set(ylabel="distance / noise floor", yscale="log")
     for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
         which("{x:g}")
     axes[0].legend(fontsize=8)
-    for what in ("coefficients", "maps"):
+    for what, marker in (("coefficients", "o"), ("maps", "s")):
         rows = [
             next(r for r in cards[n]["rows"] if r["statistic"] == f"classifier AUC, {what}")
             for n in order
         ]
-        axes[1].plot([exponents[n] for n in order], [r["value"] for r in rows], "o-", label=what)
+        axes[1].plot(
+            [exponents[n] for n in order], [r["value"] for r in rows], f"{marker}-", label=what
+        )
     axes[1].axhline(0.5, color="black", lw=0.8)
     axes[1].set(ylabel="classifier AUC")
     axes[1].legend(fontsize=8, title="classifier on")
