@@ -383,7 +383,7 @@ def test_conditions_of_the_flow_are_spread_evenly_over_the_known_fields(count) -
     calibrating._balance(denoiser_of(Spy()), known, generator, progress=False)
     told = torch.cat(seen).unique(return_counts=True)
     assert told[0][[0, -1]].tolist() == [0, count - 1]
-    assert len(told[0]) == min(count, 96)
+    assert len(told[0]) == min(count, calibrating._DRAWS)
     assert told[0].diff().max() <= max(1, math.ceil(count / 95))
     assert told[1].max() <= 2 * told[1].min()
 
