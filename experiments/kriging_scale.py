@@ -1,8 +1,10 @@
 """Kriging of a large masked map: time, iterations, accuracy and memory.
 
     python experiments/kriging_scale.py [--nside 96] [--lmax 255] [--noise 0.1 1 10] [--draws 2]
+        [--tilt 0]
 
-A Whittle–Matérn field is seen on a HEALPix map without a band about the equator, with noise whose
+A Whittle–Matérn field is seen on a HEALPix map without a band about the equator, or about a great
+circle that is tilted against it, with noise whose
 standard deviation varies over the sky by a factor of about three, 10⁵ numbers in all.  Printed are,
 for each level of noise relative to the field, the time to set up, to find the posterior mean and
 to draw constrained realisations, the bound on the error, the largest memory that the process held
@@ -35,6 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--hidden", type=float, default=5.5, help="degrees of latitude, either side"
     )
+    parser.add_argument("--tilt", type=float, default=0.0, help="degrees, of the hidden band")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 1.0, 10.0])
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--max-iterations", type=int, default=10_000)
@@ -51,12 +54,19 @@ def spread(values: Tensor, where: np.ndarray) -> float:
     return float(values[..., torch.from_numpy(where)].square().mean())
 
 
+def distance(grid: HEALPix, tilt: float) -> np.ndarray:
+    """Degrees from a great circle that meets the equator at an angle of ``tilt`` degrees."""
+    theta, phi, angle = np.radians([90 - grid.latitude, grid.longitude, 0 * grid.latitude + tilt])
+    height = np.cos(theta) * np.cos(angle) + np.sin(theta) * np.cos(phi) * np.sin(angle)
+    return np.degrees(np.arcsin(height))
+
+
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     field = GaussianField(WhittleMatern(1.0, 1.5, 0.3), options.lmax, dtype=torch.float64)
     grid = HEALPix(options.nside)
-    seen = np.abs(grid.latitude) > options.hidden
+    seen = np.abs(distance(grid, options.tilt)) > options.hidden
     H = Values(grid, field.event_shape, mask=seen)
     n = field.event_shape[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads")

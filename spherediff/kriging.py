@@ -24,9 +24,11 @@ diagonal over the orders of each degree (Σ_j 1/N_j/4π for values at points): A
 P = 1 + RᵀtR.  For maps of most of the sphere P is close to A at any noise level.  A few stations
 determine no coefficient by themselves: tr(1 − A⁻¹) ≤ m, and where P claims more, it is left out.
 
-What remains hard are noise far below the field and large unobserved areas together: there P takes
-for known what is not, and iterations grow with the ratio of field to noise.  A system that takes
-long is therefore gone on with by
+Noise far below the field and large unobserved areas together are hard: there P takes for known what
+is not, and iterations grow with the ratio of field to noise.  Values of an isotropic field are
+therefore preconditioned by what they tell on average over rotations about the axis
+(:mod:`spherediff.zonal`), which sees gaps about the poles or along the equator as they are.  With
+gaps of another form, or another prior, a system that takes long is gone on with by
 
     A⁻¹ ≈ (1 − EEᵀ) P⁻¹ (1 − EEᵀ) + E (EᵀAE)⁻¹ Eᵀ,
 
@@ -53,11 +55,13 @@ from spherediff.gaussian import GaussianField, MultivariateGaussianField
 from spherediff.harmonics import degree_spectrum, expand
 from spherediff.observe import Observation, Operator
 from spherediff.streams import NormalSource, Randomness, open_source
+from spherediff.zonal import ZonalInverse
 
 _PROBES = 8  # for the diagonal of HᵀN⁻¹H
 _RESTARTS = 5
 _PATIENCE = 100, 1000  # iterations before the numbers told most are taken together
 _TOGETHER = 4096  # of them, a matrix of 128 MiB
+_ZONAL = 255  # degree up to which they are told apart by latitude
 _LARGEST_PART = 1 << 22  # numbers in the vectors of the systems that are solved at once
 
 Prior = GaussianField | MultivariateGaussianField | Covariance
@@ -118,9 +122,7 @@ class Kriging:
             if mean.ndim != len(self.event_shape):
                 raise ValueError(f"expected one mean, found a batch of shape {tuple(mean.shape)}")
         self._information = self._diagonal()
-        gain = self._information * self._root.variance
-        credible = (gain / (1 + gain)).sum() <= H.size
-        self._precondition = self._root.preconditioner(credible * self._information)
+        self._precondition = self._zonal() or self._by_degree()
         self._together = False
 
     @property
@@ -273,7 +275,7 @@ class Kriging:
         chosen = self._root.told(self._information).topk(min(_TOGETHER, size)).indices
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._precision_among(chosen)))
         others = self._y.new_ones(size).index_fill(0, chosen, 0)
-        apart = self._precondition
+        apart = self._by_degree()  # its restriction is the inverse of a restriction
 
         def precondition(r: Tensor) -> Tensor:
             z = others * apart(others * r)
@@ -287,6 +289,20 @@ class Kriging:
         for rows, part in zip(among.split(self._part), chosen.split(self._part), strict=True):
             rows.copy_(self._precision(one_hot(part, self._root.size).to(self._y))[:, chosen])
         return among
+
+    def _zonal(self) -> Map | None:
+        """By what is told on average over rotations about the axis, where that is known."""
+        rings = self.observation.operator.rings(self._std.square().reciprocal())
+        if rings is None or not isinstance(self.prior, GaussianField):
+            return None
+        lowest = self.prior.degree_variance[: _ZONAL + 1].to(self._y).sqrt()
+        P = ZonalInverse(rings, lowest, 1 + self._information * self._root.variance)
+        return P if P.claims <= self.observation.operator.size else None
+
+    def _by_degree(self) -> Map:
+        gain = self._information * self._root.variance
+        credible = (gain / (1 + gain)).sum() <= self.observation.operator.size
+        return self._root.preconditioner(credible * self._information)
 
     def _diagonal(self) -> Tensor:
         """t of each coefficient; E[(HᵀN^{−1/2}s)_i²] is that of HᵀN⁻¹H for random signs s."""

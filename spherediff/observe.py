@@ -30,6 +30,7 @@ from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff.grids import Grid
 from spherediff.vector import VectorTransform
+from spherediff.zonal import Rings
 
 _ROWS = 64  # of a matrix made at once
 
@@ -64,6 +65,13 @@ class Operator(ABC):
     @abstractmethod
     def _transpose(self, y: Tensor) -> Tensor:
         """Hᵀ on plain tensors: (*batch, m) → (*batch, *event_shape)."""
+
+    def rings(self, weight: Tensor) -> list[Rings] | None:
+        """The places that it gives values at, of a single field, with weights of shape (m,).
+
+        None if it gives something else than values of a field, or of a smoothed one.
+        """
+        return None
 
     def __call__(self, x: Tensor) -> Tensor:
         """H x: (*batch, *event_shape) → (*batch, m).
@@ -141,6 +149,14 @@ class Values(_OnGrid):
         index = _selection(mask, grid.shape, "mask")
         super().__init__(grid, event_shape, channel, len(index))
         self._index = index
+
+    def rings(self, weight: Tensor) -> list[Rings] | None:
+        if len(self.event_shape) > 1:
+            return None
+        latitude = self.grid.latitude
+        if len(self.grid.shape) == 2:
+            latitude = latitude.repeat(self.grid.shape[1])
+        return [Rings.of(latitude[self._index.numpy()], weight, self.lmax)]
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._values(x).index_select(-1, self._index.to(x.device))
@@ -326,6 +342,10 @@ class Filtered(Operator):
             raise ValueError(f"the gain must be finite; {bad} of {b.numel()} numbers are not")
         self.operator, self.gain = operator, b
 
+    def rings(self, weight: Tensor) -> list[Rings] | None:
+        found = self.operator.rings(weight)
+        return found and [ring._replace(gain=ring.gain * self.gain) for ring in found]
+
     def _apply(self, x: Tensor) -> Tensor:
         return self.operator(harmonics.expand(self.gain.to(x)) * x)
 
@@ -371,6 +391,12 @@ class Stacked(Operator):
             )
         super().__init__(shapes[0], sum(operator.size for operator in operators))
         self.operators = tuple(operators)
+
+    def rings(self, weight: Tensor) -> list[Rings] | None:
+        parts = weight.split([operator.size for operator in self.operators])
+        pairs = zip(self.operators, parts, strict=True)
+        found = [operator.rings(part) for operator, part in pairs]
+        return None if None in found else [ring for some in found if some for ring in some]
 
     def _apply(self, x: Tensor) -> Tensor:
         return torch.cat([operator(x) for operator in self.operators], -1)
