@@ -4,12 +4,12 @@
         [--tilt 0]
 
 A Whittle–Matérn field is seen on a HEALPix map without a band about the equator, or about a great
-circle that is tilted against it, with noise whose
-standard deviation varies over the sky by a factor of about three, 10⁵ numbers in all.  Printed are,
-for each level of noise relative to the field, the time to set up, to find the posterior mean and
-to draw constrained realisations, the bound on the error, the largest memory that the process held
-above what it held before, and, as a check of the law, the mean square of the true field about the
-mean in units of that of a draw: at the observed and at the hidden pixels, it is about one.
+circle that is tilted against it, with noise whose standard deviation varies over the sky by a
+factor of about three, 10⁵ numbers in all.  Printed are, for each level of noise relative to the
+field, the time to set up, to find the posterior mean and to draw constrained realisations, the
+bound on the error, the largest memory that the process held above what it held before, and, as a
+check of the law, the mean square of the true field about the mean in units of that of a draw: at
+the observed and at the hidden pixels, it is about one.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ determine no coefficient by themselves: tr(1 − A⁻¹) ≤ m, and where P clai
 
 Noise far below the field and large unobserved areas together are hard: there P takes for known what
 is not, and iterations grow with the ratio of field to noise.  Values of an isotropic field are
-therefore preconditioned by what they tell on average over rotations about the axis
-(:mod:`spherediff.zonal`), which sees gaps about the poles or along the equator as they are.  With
+therefore preconditioned by what they tell on average over rotations about an axis
+(:mod:`spherediff.zonal`), which sees caps about it and bands across it as they are.  With
 gaps of another form, or another prior, a system that takes long is gone on with by
 
     A⁻¹ ≈ (1 − EEᵀ) P⁻¹ (1 − EEᵀ) + E (EᵀAE)⁻¹ Eᵀ,
@@ -55,7 +55,7 @@ from spherediff.gaussian import GaussianField, MultivariateGaussianField
 from spherediff.harmonics import degree_spectrum, expand
 from spherediff.observe import Observation, Operator
 from spherediff.streams import NormalSource, Randomness, open_source
-from spherediff.zonal import ZonalInverse
+from spherediff.zonal import ZonalInverse, axis_of
 
 _PROBES = 8  # for the diagonal of HᵀN⁻¹H
 _RESTARTS = 5
@@ -292,11 +292,13 @@ class Kriging:
 
     def _zonal(self) -> Map | None:
         """By what is told on average over rotations about the axis, where that is known."""
-        rings = self.observation.operator.rings(self._std.square().reciprocal())
-        if rings is None or not isinstance(self.prior, GaussianField):
+        places = self.observation.operator.places(self._std.square().reciprocal())
+        if places is None or not isinstance(self.prior, GaussianField):
             return None
         lowest = self.prior.degree_variance[: _ZONAL + 1].to(self._y).sqrt()
-        P = ZonalInverse(rings, lowest, 1 + self._information * self._root.variance)
+        axis = axis_of(places, lowest)
+        rings = [some.about(axis) for some in places]
+        P = ZonalInverse(rings, lowest, 1 + self._information * self._root.variance, axis)
         return P if P.claims <= self.observation.operator.size else None
 
     def _by_degree(self) -> Map:

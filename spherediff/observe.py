@@ -30,7 +30,7 @@ from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff.grids import Grid
 from spherediff.vector import VectorTransform
-from spherediff.zonal import Rings
+from spherediff.zonal import Places
 
 _ROWS = 64  # of a matrix made at once
 
@@ -66,7 +66,7 @@ class Operator(ABC):
     def _transpose(self, y: Tensor) -> Tensor:
         """Hᵀ on plain tensors: (*batch, m) → (*batch, *event_shape)."""
 
-    def rings(self, weight: Tensor) -> list[Rings] | None:
+    def places(self, weight: Tensor) -> list[Places] | None:
         """The places that it gives values at, of a single field, with weights of shape (m,).
 
         None if it gives something else than values of a field, or of a smoothed one.
@@ -150,13 +150,15 @@ class Values(_OnGrid):
         super().__init__(grid, event_shape, channel, len(index))
         self._index = index
 
-    def rings(self, weight: Tensor) -> list[Rings] | None:
+    def places(self, weight: Tensor) -> list[Places] | None:
         if len(self.event_shape) > 1:
             return None
-        latitude = self.grid.latitude
+        latitude, longitude, index = self.grid.latitude, self.grid.longitude, self._index.numpy()
         if len(self.grid.shape) == 2:
-            latitude = latitude.repeat(self.grid.shape[1])
-        return [Rings.of(latitude[self._index.numpy()], weight, self.lmax)]
+            nlat, nlon = self.grid.shape
+            latitude, longitude = latitude.repeat(nlon), np.tile(longitude, nlat)
+        one = torch.ones(self.lmax + 1, dtype=torch.float64)
+        return [Places(latitude[index], longitude[index], weight.double(), one)]
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._values(x).index_select(-1, self._index.to(x.device))
@@ -342,9 +344,9 @@ class Filtered(Operator):
             raise ValueError(f"the gain must be finite; {bad} of {b.numel()} numbers are not")
         self.operator, self.gain = operator, b
 
-    def rings(self, weight: Tensor) -> list[Rings] | None:
-        found = self.operator.rings(weight)
-        return found and [ring._replace(gain=ring.gain * self.gain) for ring in found]
+    def places(self, weight: Tensor) -> list[Places] | None:
+        found = self.operator.places(weight)
+        return found and [some._replace(gain=some.gain * self.gain) for some in found]
 
     def _apply(self, x: Tensor) -> Tensor:
         return self.operator(harmonics.expand(self.gain.to(x)) * x)
@@ -392,11 +394,11 @@ class Stacked(Operator):
         super().__init__(shapes[0], sum(operator.size for operator in operators))
         self.operators = tuple(operators)
 
-    def rings(self, weight: Tensor) -> list[Rings] | None:
+    def places(self, weight: Tensor) -> list[Places] | None:
         parts = weight.split([operator.size for operator in self.operators])
         pairs = zip(self.operators, parts, strict=True)
-        found = [operator.rings(part) for operator, part in pairs]
-        return None if None in found else [ring for some in found if some for ring in some]
+        found = [operator.places(part) for operator, part in pairs]
+        return None if None in found else [one for some in found if some for one in some]
 
     def _apply(self, x: Tensor) -> Tensor:
         return torch.cat([operator(x) for operator in self.operators], -1)
