@@ -30,10 +30,12 @@ from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance
 from spherediff.denoise import NeuralDenoiser
 from spherediff.model import Model
+from spherediff.nn import OperatorConfig
 from spherediff.train import CHECKPOINT, Fields, TrainConfig
 
 VARIABLES = ("tas", "u250", "pr")
 LMAX = 31
+NETWORK = OperatorConfig(LMAX, len(VARIABLES), width=48, hidden=96, slopes=12)
 FLOW_STEPS = 32
 
 CARD = """\
@@ -109,7 +111,7 @@ def main() -> None:
     encoded = (encoder.encode_training(training), *map(encoder.encode, parts[1:]))
     told = (labels.encode(ds, ds.sizes["time"]) for ds in parts)
     fields = list(map(Fields, encoded, told))
-    model = Model.build(encoder, fields[0].x, labels=labels, seed=options.seed)
+    model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
     began = time.perf_counter()
     config = TrainConfig(steps=options.steps, seed=options.seed)
     resume = (options.work / CHECKPOINT).exists()

@@ -29,7 +29,7 @@ from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
 from spherediff.data.amplitude import with_local_variance
-from spherediff.data.static import static_fields
+from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.denoise import Denoiser, GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import OperatorConfig, SphericalOperator
@@ -41,7 +41,7 @@ from spherediff.spectra import Tabulated
 from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 CONFIG = "model.json"
-_FORMAT = 8
+_FORMAT = 9
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
@@ -127,7 +127,7 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             operator = SphericalOperator(**network.to_dict())
-        operator.start_from(static)
+        operator.start_from(static, amplitude_fields(encoder, network.lmax))
         covariance = _correlated(encoder, coefficients, variance, network.lmax)
         operator = operator.to(device)
         denoiser = _denoiser(operator, schedule, mean, covariance, spectrum, device)

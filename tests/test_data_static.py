@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.data import Encoder, Harmonics, NoClimatology
-from spherediff.data.static import static_fields
+from spherediff.data.amplitude import Amplitude
+from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.grids import GaussLegendre
 
 LMAX, COUNT = 6, 150
@@ -60,9 +62,20 @@ def test_static_fields_are_the_moments_of_each_place(lmax: int) -> None:
         y = ds[name].values.reshape(COUNT, -1)
         beta = np.linalg.lstsq(design, y, rcond=None)[0]
         rest = y - design @ beta
-        rows = [*(beta / rest.std(0)), np.log(rest.std(0)), scipy.stats.skew(rest)]
-        expected.append(normalised(np.reshape(rows, (5, *GRID.shape)), lmax))
+        moments = np.log(rest.std(0)), scipy.stats.skew(rest)
+        rows = [*(beta / rest.std(0)), *beta, *moments]
+        expected.append(normalised(np.reshape(rows, (8, *GRID.shape)), lmax))
     torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("lmax", [3, LMAX])
+def test_amplitudes_are_what_the_encoder_divides_by(lmax: int) -> None:
+    encoder = Encoder.fit(archive(), lmax=LMAX, climatology=Harmonics(1), amplitude_degree=4)
+    found = amplitude_fields(encoder, lmax)
+    sigma = GRID.analysis(encoder.amplitude.map(GRID), LMAX)
+    torch.testing.assert_close(found.double(), harmonics.resize(sigma, lmax), rtol=0, atol=1e-6)
+    one = amplitude_fields(replace(encoder, amplitude=Amplitude(torch.zeros(2, 1))), lmax)
+    torch.testing.assert_close(GRID.synthesis(one), torch.ones(2, *GRID.shape))
 
 
 def test_what_is_the_same_everywhere_is_left_out() -> None:

@@ -18,7 +18,7 @@ from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
 from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
 from spherediff.data.observations import Standardised
-from spherediff.data.static import static_fields
+from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre, Points
@@ -226,12 +226,13 @@ def test_errors_of_labels(model) -> None:
 
 def test_the_network_starts_from_what_the_archive_says_of_each_place() -> None:
     ds = archive(20)
-    encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1))
+    encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1), amplitude_degree=2)
     x = encoder.encode(ds)
     network = Model.build(encoder, x, network=OperatorConfig(3, 2, **TINY)).network
     static = static_fields(encoder, x, 3)
-    assert network.config.static == len(static) == 2 * (3 + 2)
+    assert network.config.static == len(static) == 2 * (2 * 3 + 2)
     assert torch.equal(network.positional[:, TINY["positional"] :], static.T)
+    assert torch.equal(network.amplitude, amplitude_fields(encoder, 3).T)
 
 
 def test_learner_shares_the_network_and_survives_saving(tmp_path: Path) -> None:
@@ -428,7 +429,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 8"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 9"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),

@@ -275,8 +275,35 @@ def test_gains_of_places_multiply_the_positional_fields() -> None:
 def test_known_fields_come_last_among_the_positional_ones() -> None:
     operator = trained_like(3, 1, positional=2, static=2)
     learned, static = operator.positional[:, :2].clone(), normal(2, 16, seed=5)
-    operator.start_from(static)
+    operator.start_from(static, torch.zeros(1, 16))
     assert torch.equal(operator.positional, torch.cat([learned, static.T], 1))
+
+
+def test_the_estimate_enters_times_the_amplitude() -> None:
+    """Weights that see the product alone make of σ w what those of w alone make of the product."""
+    lmax, channels = 3, 2
+    operator = trained_like(2 * lmax, channels)
+    grid = GaussLegendre(2 * lmax)
+    sigma, w = (
+        harmonics.resize(x, 2 * lmax) for x in (normal(2, 16, seed=8), normal(1, 2, 16, seed=9))
+    )
+    operator.start_from(normal(0, 49), sigma)
+    direct, product = operator.sloping - channels, operator.lift.weight.shape[1] - channels
+    u, log_noise = torch.zeros(1, channels, 49).double(), torch.zeros(1).double()
+    with torch.no_grad():
+        operator.lift_gain.mean.fill_(1)
+        operator.lift_gain.layer.weight.zero_()
+        operator.lift_gain.layer.bias.zero_()
+        operator.lift.weight[:, :direct] = 0
+        kept = operator.lift.weight[:, direct : direct + channels].clone()
+        operator.lift.weight[:, direct:] = 0
+        operator.lift.weight[:, product:] = kept
+        found = operator(u, w, log_noise)
+        operator.lift.weight[:, product:] = 0
+        operator.lift.weight[:, direct : direct + channels] = kept
+        larger = grid.analysis(grid.synthesis(sigma) * grid.synthesis(w), 2 * lmax)
+        expected = operator(u, larger, log_noise)
+    torch.testing.assert_close(found, expected)
 
 
 def test_operator_converges_as_the_grid_is_refined() -> None:

@@ -19,6 +19,7 @@ of the noise; what OUT has already is kept.
 | no slopes | convolutions that are alike in all directions |
 | degrees apart | a matrix and gains of its own for each degree, not for each octave |
 | no estimate | the network sees the preconditioned coefficients alone |
+| divided only | the network sees the estimate in units of the local amplitude alone |
 | no static fields | no fields that start as the climatology, spread and skewness of each place |
 | no places | no positional fields at all |
 | rotated | training maps in four positions about the axis, as if longitude did not matter |
@@ -55,7 +56,7 @@ from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Labels
-from spherediff.data.static import static_fields
+from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.denoise import Denoiser, GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.metrics import Scorecard, scorecard
@@ -81,7 +82,7 @@ SHOWN = {
 }
 
 Reference = Callable[[Tensor, Tensor, Tensor], Covariance]
-Network = Callable[[Tensor, int, int], nn.Module]  # of static fields, channels and conditions
+Network = Callable[[Tensor, Tensor, int], nn.Module]  # of static fields, amplitudes, conditions
 
 
 def correlated(x: Tensor, variance: Tensor, _: Tensor) -> Covariance:
@@ -96,24 +97,30 @@ def isotropic(_: Tensor, __: Tensor, spectrum: Tensor) -> Covariance:
     return Covariance(harmonics.expand(spectrum))
 
 
-def operator(static: Tensor, channels: int, conditions: int, **options: int) -> nn.Module:
-    network = sized(static, channels, conditions, static=len(static), **options)
-    network.start_from(static)
+def operator(static: Tensor, amplitude: Tensor, conditions: int, **options: int) -> nn.Module:
+    network = sized(static, amplitude, conditions, static=len(static), **options)
+    network.start_from(static, amplitude)
     return network
 
 
-def operator_without_estimate(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    return networks.WithoutEstimate(operator(static, channels, conditions))
+def operator_without_estimate(static: Tensor, amplitude: Tensor, conditions: int) -> nn.Module:
+    return networks.WithoutEstimate(operator(static, amplitude, conditions))
 
 
-def operator_of_degrees_apart(static: Tensor, channels: int, conditions: int) -> nn.Module:
-    return networks.degrees_apart(operator(static, channels, conditions))
+def operator_on_divided_fields(static: Tensor, amplitude: Tensor, conditions: int) -> nn.Module:
+    network = operator(static, amplitude, conditions)
+    network.amplitude.zero_()
+    return network
 
 
-def sized(fields: Tensor, channels: int, conditions: int, **options: int) -> SphericalOperator:
-    """An operator up to the degree of the fields."""
-    lmax = harmonics.band_limit(fields.shape[-1])
-    return SphericalOperator(lmax, channels, conditions=conditions, **options)
+def operator_of_degrees_apart(static: Tensor, amplitude: Tensor, conditions: int) -> nn.Module:
+    return networks.degrees_apart(operator(static, amplitude, conditions))
+
+
+def sized(_: Tensor, amplitude: Tensor, conditions: int, **options: int) -> SphericalOperator:
+    """An operator up to the degree of the amplitudes, which does not know them."""
+    lmax = harmonics.band_limit(amplitude.shape[-1])
+    return SphericalOperator(lmax, len(amplitude), conditions=conditions, **options)
 
 
 def log_normal(count: int, _: tuple[float, float]) -> Tensor:
@@ -158,6 +165,7 @@ VARIANTS = {
     "no slopes": Variant(network=partial(operator, slopes=0)),
     "degrees apart": Variant(network=operator_of_degrees_apart),
     "no estimate": Variant(network=operator_without_estimate),
+    "divided only": Variant(network=operator_on_divided_fields),
     "no static fields": Variant(network=sized),
     "no places": Variant(network=partial(sized, positional=0)),
     "rotated": Variant(rotations=4),
@@ -193,8 +201,10 @@ class Learning:
         self.known = self.count * variant.rotations
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            static = static_fields(self.encoder, training, harmonics.band_limit(training.shape[-1]))
-            self.network = variant.network(static, training.shape[1], season.shape[1])
+            lmax = harmonics.band_limit(training.shape[-1])
+            static = static_fields(self.encoder, training, lmax)
+            amplitude = amplitude_fields(self.encoder, lmax)
+            self.network = variant.network(static, amplitude, season.shape[1])
         self.denoiser = self._denoiser(training)
         edges = [self.count * k // PARTS for k in range(PARTS + 1)]
         self.parts = [slice(a, b) for a, b in pairwise(edges)]

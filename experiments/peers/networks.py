@@ -1,7 +1,7 @@
 """Networks that compete with the spherical operator in the ablations.
 
 They map (u, w, log σ/α, season) to F, shape (B, channels, n), start at F = 0 and are made from the
-static fields, shape (K, n).
+static fields, shape (K, n), and the amplitudes of the channels, shape (channels, n).
 
     SpectralNetwork   dense layers on all coefficients at once, no grid: F = W₂ φ((1+γ) W₁u + β)
     SphericalUNet     convolutions of 3 × 3 on the Gauss–Legendre grid at three resolutions, padded
@@ -72,9 +72,9 @@ def degrees_apart(operator: nn.Module) -> nn.Module:
 class SpectralNetwork(nn.Module):
     """Two dense layers on the vector of all coefficients."""
 
-    def __init__(self, static: Tensor, channels: int, conditions: int) -> None:
+    def __init__(self, _: Tensor, amplitude: Tensor, conditions: int) -> None:
         super().__init__()
-        size = channels * static.shape[-1]
+        size = amplitude.numel()
         self.embedding = Embedding(conditions)
         self.inner = nn.Linear(size, HIDDEN)
         self.modulation = _small_linear(EMBEDDING, 2 * HIDDEN)
@@ -115,9 +115,9 @@ class Residual(nn.Module):
 class SphericalUNet(nn.Module):
     """A U-Net between synthesis and analysis, with learned positional fields and static ones."""
 
-    def __init__(self, static: Tensor, channels: int, conditions: int) -> None:
+    def __init__(self, static: Tensor, amplitude: Tensor, conditions: int) -> None:
         super().__init__()
-        lmax = harmonics.band_limit(static.shape[-1])
+        channels, lmax = len(amplitude), harmonics.band_limit(static.shape[-1])
         self.transform = Transform(lmax, lmax + 1, 2 * lmax + 2)
         self.embedding = Embedding(conditions)
         learned = torch.randn(harmonics.count(lmax), POSITIONAL) / math.sqrt(lmax + 1)

@@ -4,12 +4,13 @@ The law of a field differs from place to place: rain is skewed where it is rare,
 more over land.  A network that has to find this out from a few hundred maps spends most of its
 training on it, although it is known.  So it is told, channel by channel,
 
-    β_j(s)/std f(s),    log std f(s),    skewness of f(s),
+    β_j(s)/std f(s),    β_j(s),    log std f(s),    skewness of f(s),
 
 the climatology and moments of the anomalies f at each place s, as fields without mean over the
-sphere and with mean square one.  In units of the local standard deviation the climatology says how
-far away values are that cannot occur: rain is never less than −Σ_j D_j β_j/std below its normal.
-What is the same everywhere, such as a climatology that is not removed, is left out.
+sphere and with mean square one.  The climatology says how far away values are that cannot occur:
+rain is never less than −Σ_j D_j β_j below its normal, and hardly ever M − Σ_j D_j β_j above it,
+with one M everywhere; divided by the local standard deviation, what was divided by that.  What is
+the same everywhere, such as a climatology that is not removed, is left out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MAPS = 64  # evaluated at once
 
 
 def static_fields(encoder: Encoder, x: Tensor, lmax: int) -> Tensor:
-    """Climatology in units of the local spread, log spread and skewness, in transformed units.
+    """Climatology, also in units of the local spread, log spread and skewness, transformed units.
 
     Args:
         encoder: of the archive.
@@ -41,14 +42,22 @@ def static_fields(encoder: Encoder, x: Tensor, lmax: int) -> Tensor:
     """
     grid = GaussLegendre(encoder.lmax)
     std, skewness = _moments(encoder, x, grid)
-    cycle = grid.synthesis(encoder.cycle.transpose(0, 1)) / std[:, None]
-    values = torch.cat([cycle, std.log()[:, None], skewness[:, None]], 1).flatten(0, 1)
+    cycle = grid.synthesis(encoder.cycle.transpose(0, 1))
+    parts = [cycle / std[:, None], cycle, std.log()[:, None], skewness[:, None]]
+    values = torch.cat(parts, 1).flatten(0, 1)
     fields = harmonics.resize(grid.analysis(values, encoder.lmax), lmax)
     size = fields.square().sum(-1)
     fields[:, 0] = 0
     power = fields.square().sum(-1)
     varying = power > _EVEN * size
     return (fields[varying] * (4 * math.pi / power[varying, None]).sqrt()).float()
+
+
+def amplitude_fields(encoder: Encoder, lmax: int) -> Tensor:
+    """Coefficients of the local amplitude σ of each channel, float32, (channels, (lmax+1)²)."""
+    grid = GaussLegendre(encoder.lmax)
+    sigma = grid.analysis(encoder.amplitude.map(grid), encoder.lmax)
+    return harmonics.resize(sigma, lmax).float()
 
 
 def _moments(encoder: Encoder, x: Tensor, grid: GaussLegendre) -> tuple[Tensor, Tensor]:

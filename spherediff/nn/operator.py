@@ -5,28 +5,29 @@ log(σ_t/α_t) and of what else is known, such as the time of the year, and u an
 :class:`~spherediff.denoise.NeuralDenoiser`, preconditioned coefficients (unit variance in each) and
 the best linear estimate of the field,
 
-    lift     y = y' = g_ℓ(e) (u, w)
-             h = W (S y, ∇S y') + V (1 + v(e)) s,
+    lift     (y, y'') = y' = g_ℓ(e) (u, w)
+             h = W (S y', ∇S y', p S y'') + V (1 + v(e)) s,
     block    z = (1 + γ(e)) h + β(e)
              (y, y') = R_ℓ (1 + r_ℓ(e)) A z
              h ← h + B φ(K (S y, ∇S y') + D z + c)
     project  F = (1 + q_ℓ(e)) A(O h)
 
-s being positional fields, sin(latitude) and its square.  W, V, B, K, D, O act on channels alone;
-R_ℓ is a full matrix between channels for each degree, the convolution that commutes with every
-rotation; g, v, r, q are gains for each degree or field that depend on the noise, as the gains of a
-Wiener filter do.  R_ℓ and what the noise adds to the gains are piecewise linear in the degree, with
-a knot for each octave: what holds at one degree holds nearly so at the next, and the kernels of the
-convolutions are smooth.
+s being positional fields, sin(latitude) and its square, p the amplitude that each channel was
+divided by, one if by none: a value that is exceeded nowhere is one number for a nonlinearity that
+sees the field undivided.  W, V, B, K, D, O act on channels alone; R_ℓ is a full matrix between
+channels for each degree, the convolution that commutes with every rotation; g, v, r, q are gains
+for each degree or field that depend on the noise, as the gains of a Wiener filter do.  R_ℓ and what
+the noise adds to the gains are piecewise linear in the degree, with a knot for each octave: what
+holds at one degree holds nearly so at the next, and the kernels of the convolutions are smooth.
 
 Such a convolution is alike in all directions.  The slopes ∇S y', eastward and poleward, of the
 input and of some of its results tell directions apart, and with them fronts, jets and what they
 carry along.  They leave one symmetry more than the rotations about the axis: to mirror the fields
-in the equator, as the laws of the atmosphere nearly allow.  Only the positional fields and the sine
-of the latitude break these: they let the operator know where land, mountains and storm tracks are.
-All of the former are learned; some start as what is known beforehand, such as the yearly cycle, and
-their gains v make of it what holds at the time of the year.  Everything but the grid, on which
-φ = GELU acts, is free of resolution.
+in the equator, as the laws of the atmosphere nearly allow.  Only the positional fields, the sine of
+the latitude and p break these: they let the operator know where land, mountains and storm tracks
+are.  The positional fields are learned; some start as what is known beforehand, such as the yearly
+cycle, and their gains v make of it what holds at the time of the year.  Everything but the grid, on
+which φ = GELU acts, is free of resolution.
 
 O starts at zero, so that an untrained operator is F = 0 and the denoiser around it the exact
 Wiener filter.  There is no normalisation layer: the input has unit variance at every noise level
@@ -219,6 +220,7 @@ class SphericalOperator(nn.Module):
     """
 
     latitude_fields: Tensor
+    amplitude: Tensor
 
     def __init__(self, lmax: int, channels: int, **options: Any) -> None:
         super().__init__()
@@ -231,7 +233,7 @@ class SphericalOperator(nn.Module):
         initial = torch.cat([passes, torch.ones(lmax + 1, channels)], dim=1)
         self.lift_gain = _DegreeGain(config.embedding, initial)
         self.sloping = initial.shape[1] if config.slopes else 0
-        self.lift = nn.Linear(initial.shape[1] + 2 * self.sloping, config.width)
+        self.lift = nn.Linear(initial.shape[1] + 2 * self.sloping + channels, config.width)
         self.register_buffer(
             "latitude_fields",
             torch.stack([self.transform.sin_latitude() ** k for k in (1, 2)], dim=-1).float(),
@@ -241,6 +243,9 @@ class SphericalOperator(nn.Module):
         self.positional = nn.Parameter(
             torch.randn(harmonics.count(lmax), fields) / math.sqrt(lmax + 1)
         )
+        one = torch.zeros(harmonics.count(lmax), channels)
+        one[0] = math.sqrt(4 * math.pi)
+        self.register_buffer("amplitude", one)
         self.place_gain = _small_linear(config.embedding, fields + 2)
         self.place = nn.Linear(fields + 2, config.width, bias=False)
         self.blocks = nn.ModuleList(_Block(config, self.transform) for _ in range(config.blocks))
@@ -248,9 +253,15 @@ class SphericalOperator(nn.Module):
         self.project = _small_linear(config.width, channels)
 
     @torch.no_grad()
-    def start_from(self, static: Tensor) -> None:
-        """Let the last positional fields be those known beforehand, shape (static, n)."""
+    def start_from(self, static: Tensor, amplitude: Tensor) -> None:
+        """Let the last positional fields be those known beforehand, and the amplitude what it is.
+
+        Args:
+            static: shape (static, n).
+            amplitude: p, shape (channels, n).
+        """
         self.positional[:, self.config.positional :] = static.T
+        self.amplitude.copy_(amplitude.T)
 
     def forward(
         self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
@@ -301,7 +312,9 @@ class SphericalOperator(nn.Module):
         table = self.transform.unpack(known.flatten(1)).unflatten(2, known.shape[1:])
         table = table * self.lift_gain(embedded)
         values = _with_slopes(self.transform, table, table[..., : self.sloping])
-        return self.lift(values) + self._place(embedded)
+        amplitude = self.transform.synthesis(self.transform.unpack(self.amplitude))[:, :, None]
+        estimate = values[..., table.shape[-1] - self.config.channels : table.shape[-1]]
+        return self.lift(torch.cat([values, amplitude * estimate], -1)) + self._place(embedded)
 
     def _place(self, embedded: Tensor) -> Tensor:
         """What the network knows of each place, (nlat, nlon, B, width)."""
