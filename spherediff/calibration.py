@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spherediff import harmonics
+from spherediff._precision import full_precision
 
 _KNOTS = tuple(range(-3, 4))
 
@@ -53,12 +54,14 @@ class Calibration(nn.Module):
         self.b.zero_()
         self.c.zero_()
 
+    @full_precision
     def fields(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
         """F + c z of fields of shape (*batch, channels, n), log(σ/α) of shape (*batch,)."""
         c = torch.tensordot(self._hats(log_noise), self.c.to(log_noise), dims=1)[..., self.degree]
         n = len(self.degree)
         return torch.cat([F[..., :n] + c * z[..., :n], F[..., n:]], dim=-1)
 
+    @full_precision
     def modes(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
         """a F + b z of modes, shapes as for :meth:`fields`."""
         hats = self._hats(log_noise)

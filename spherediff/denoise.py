@@ -441,7 +441,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         arguments.append(log_noise.reshape(-1))
         if self.condition is not None:
             arguments.append(self.condition.expand(*z.shape[:-2], -1).flatten(0, -2))
-        F = self.network(*arguments).reshape(z.shape)
+        F = self.network(*arguments).to(z).reshape(z.shape)
         F = self._reference.unmixed(self.calibration.fields(F, u, log_noise))
         return self.calibration.modes(F, z, log_noise)
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spherediff._precision import full_precision
 from spherediff.covariance import Covariance
 from spherediff.process import ForwardProcess, OrnsteinUhlenbeck
 
@@ -165,6 +166,7 @@ class CorrelatedReference(Reference):
     def unmixed(self, fields: Tensor) -> Tensor:
         return self._rotated(fields, self.basis)
 
+    @full_precision
     def _rotated(self, x: Tensor, matrix: Tensor) -> Tensor:
         flat = x.flatten(-self.mean.ndim).clone()
         flat[..., self.correlated] = flat[..., self.correlated] @ matrix

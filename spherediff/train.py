@@ -51,6 +51,7 @@ from tqdm.auto import tqdm
 
 from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
+from spherediff._precision import multiplies_bfloat16
 from spherediff.checkpoint import CHECKPOINT, TrainingState, identity_of, snapshot
 from spherediff.denoise import NeuralDenoiser
 
@@ -78,7 +79,8 @@ class TrainConfig:
         label_dropout: share of a mini-batch's fields, at random, that are learnt without their
             label, under the null label 0; of no meaning to fields without labels.
         log_every: steps between lines of metrics.
-        mixed_precision: bfloat16 products where the device is CUDA.
+        mixed_precision: the network multiplies in bfloat16 where the device does so faster, which
+            are graphics cards and processors with instructions for it.
         seed: of mini-batches, dropped labels, noise levels and noise.
     """
 
@@ -325,7 +327,7 @@ def _take_step(
     denoiser, chosen = _mini_batch(learners, data, config.batch, state.generator)
     chosen = _drop_labels(chosen, config.label_dropout, state.generator)
     log_noise = _draw_log_noise(denoiser, config, state.generator)
-    mixed = config.mixed_precision and device.type == "cuda"
+    mixed = config.mixed_precision and multiplies_bfloat16(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
         x0 = chosen.x.to(denoiser.mean)
         error, _ = residual_error(conditioned(denoiser, chosen), x0, log_noise, state.generator)

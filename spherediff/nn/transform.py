@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff._precision import full_precision
 from spherediff.grids.gauss_legendre import legendre as legendre_functions
 
 Array = NDArray[np.float64]
@@ -153,28 +154,28 @@ class Transform:
         """The table (lmax + 1, 2·lmax + 1, K) to flat coefficients (n, K)."""
         return table.flatten(0, 1).index_select(0, self._tables(table).flat)
 
+    @full_precision
     def synthesis(self, table: Tensor) -> Tensor:
         """Table (lmax + 1, 2·lmax + 1, K) to values (nlat, nlon, K); |m| > ℓ is not read."""
-        with torch.autocast(table.device.type, enabled=False):
-            table = _at_least_single(table)
-            tables = self._tables(table)
-            return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
+        table = _at_least_single(table)
+        tables = self._tables(table)
+        return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
 
+    @full_precision
     def slopes(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes of :meth:`synthesis` eastward and poleward, degrees times λ_ℓ."""
-        with torch.autocast(table.device.type, enabled=False):
-            table = _at_least_single(table)
-            tables = self._tables(table)
-            east = _Synthesis.apply(table, tables.legendre_by_sine, tables.fourier_slope)
-            poleward = _Synthesis.apply(table, tables.legendre_poleward, tables.fourier)
-            return cast(Tensor, east), cast(Tensor, poleward)
+        table = _at_least_single(table)
+        tables = self._tables(table)
+        east = _Synthesis.apply(table, tables.legendre_by_sine, tables.fourier_slope)
+        poleward = _Synthesis.apply(table, tables.legendre_poleward, tables.fourier)
+        return cast(Tensor, east), cast(Tensor, poleward)
 
+    @full_precision
     def analysis(self, values: Tensor) -> Tensor:
         """Values (nlat, nlon, K) to the table (lmax + 1, 2·lmax + 1, K)."""
-        with torch.autocast(values.device.type, enabled=False):
-            values = _at_least_single(values)
-            tables = self._tables(values)
-            return cast(Tensor, _Analysis.apply(values, tables.quadrature, tables.fourier))
+        values = _at_least_single(values)
+        tables = self._tables(values)
+        return cast(Tensor, _Analysis.apply(values, tables.quadrature, tables.fourier))
 
     def sin_latitude(self) -> Tensor:
         """sin(latitude) of every grid row, north to south, shape (nlat,), float64."""

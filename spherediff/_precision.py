@@ -1,0 +1,29 @@
+"""Where products may have few digits, and where they may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method on tensors, the first of them given first, whose products autocast leaves alone."""
+
+    @wraps(method)
+    def alone(self: Any, x: Tensor, *arguments: Tensor) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return method(self, x, *arguments)
+
+    return alone
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 faster than those of float32."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
