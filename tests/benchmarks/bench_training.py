@@ -1,0 +1,68 @@
+"""Steps of training in single and in mixed precision.
+
+    python tests/benchmarks/bench_training.py [--pairs 10] [--threads 1]
+
+A step is one of the optimiser on a mini-batch of 16 fields up to degree 31, by the network that a
+model has by default for one variable and by that of `speedy-daily` for three.  Runs alternate, and
+ratios are medians over the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from bench_transforms import compare, describe_machine
+
+from spherediff import harmonics
+from spherediff._precision import multiplies_bfloat16
+from spherediff.nn import OperatorConfig, SphericalOperator
+from spherediff.train import _keep_freed_memory
+
+LMAX, BATCH = 31, 16
+NETWORKS = {
+    "one variable": OperatorConfig(LMAX, 1, static=12, conditions=7),
+    "speedy-daily": OperatorConfig(
+        LMAX, 3, width=64, hidden=128, slopes=16, static=36, conditions=7
+    ),
+}
+
+
+class Step:
+    """One step after another of the same network."""
+
+    def __init__(self, config: OperatorConfig, mixed: bool) -> None:
+        torch.manual_seed(0)
+        self.network, self.mixed = SphericalOperator(**config.to_dict()), mixed
+        self.optimiser = torch.optim.AdamW(self.network.parameters())
+        shape = 3, BATCH, config.channels, harmonics.count(LMAX)
+        self.u, self.w, self.target = torch.randn(shape)
+        self.log_noise, self.told = torch.randn(BATCH), torch.randn(BATCH, config.conditions)
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.mixed):
+            F = self.network(self.u, self.w, self.log_noise, self.told)
+        self.optimiser.zero_grad()
+        (F - self.target).square().mean().backward()
+        self.optimiser.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=10, help="paired runs of each comparison")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    _keep_freed_memory()
+    describe_machine(options.threads)
+    if not multiplies_bfloat16(torch.device("cpu")):
+        print("this processor has no instructions for bfloat16, which training then does not use\n")
+    print(f"{'':52s}{'float32':>10s}{'mixed':>10s}{'ratio':>8s}")
+    for name, config in NETWORKS.items():
+        compare(
+            f"a step of training, {name}", Step(config, False), Step(config, True), options.pairs
+        )
+
+
+if __name__ == "__main__":
+    main()
