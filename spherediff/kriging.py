@@ -122,7 +122,7 @@ class Kriging:
             if mean.ndim != len(self.event_shape):
                 raise ValueError(f"expected one mean, found a batch of shape {tuple(mean.shape)}")
         self._information = self._diagonal()
-        self._precondition = self._zonal() or self._by_degree()
+        self._precondition: Map = self._zonal() or self._by_degree()
         self._together = False
 
     @property
@@ -265,8 +265,14 @@ class Kriging:
         return self._root.transpose(self.observation.operator.adjoint(weighted))
 
     def _patience(self, systems: int) -> int:
-        """Iterations until A was applied as often as its rows that are taken together need."""
+        """Iterations until A was applied as often as its rows that are taken together need.
+
+        What is known of rotations also says how numbers told most hang together with others, which
+        is lost then: it is given up late.
+        """
         least, largest = _PATIENCE
+        if isinstance(self._precondition, ZonalInverse):
+            return largest
         return min(max(least, min(_TOGETHER, self._root.size) // max(1, systems)), largest)
 
     def _take_together(self) -> None:
@@ -290,7 +296,7 @@ class Kriging:
             rows.copy_(self._precision(one_hot(part, self._root.size).to(self._y))[:, chosen])
         return among
 
-    def _zonal(self) -> Map | None:
+    def _zonal(self) -> ZonalInverse | None:
         """By what is told on average over rotations about the axis, where that is known."""
         places = self.observation.operator.places(self._std.square().reciprocal())
         if places is None or not isinstance(self.prior, GaussianField):

@@ -197,6 +197,20 @@ def test_the_pole_is_kept_where_no_axis_is_better() -> None:
         assert axis_of(H.places(weight) or [], std) == POLE
 
 
+def test_many_draws_of_an_accurate_map_with_a_gap_take_no_more_iterations_than_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The numbers told most are taken together after few iterations for many systems at once."""
+    monkeypatch.setattr("spherediff.kriging._PATIENCE", (10, 10_000))
+    monkeypatch.setattr("spherediff.kriging._TOGETHER", 144)
+    field, grid = GaussianField(WhittleMatern(1.0, 1.5, 0.8), 20, dtype=torch.float64), HEALPix(16)
+    H = Values(grid, field.event_shape, mask=band(Axis(30.0, 35.0), 12))
+    kriging = Kriging(Observation(H, normal(H.size), 1e-3), field)
+    one, many = (kriging._solve(normal(k, count(20), seed=k)) for k in (1, 30))
+    assert one.iterations > 10
+    assert many.iterations < 1.5 * one.iterations
+
+
 @pytest.mark.parametrize("axis", [POLE, Axis(30.0, 35.0)])
 @pytest.mark.parametrize("largest", [255, 15])
 @pytest.mark.parametrize("noise", [1e-1, 1e-3])
