@@ -23,7 +23,9 @@ def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies matrices of bfloat16 faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return device.type == "cuda"
+        return False
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

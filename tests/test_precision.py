@@ -101,6 +101,17 @@ def test_processors_with_instructions_for_bfloat16_use_them(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert multiplies_bfloat16(torch.device("cpu")) is expected
-    assert multiplies_bfloat16(torch.device("cuda"))
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not multiplies_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("new_enough", [False, True])
+def test_cards_that_only_emulate_bfloat16_do_not_use_it(
+    new_enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or new_enough
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert multiplies_bfloat16(torch.device("cuda")) is new_enough
+    assert not multiplies_bfloat16(torch.device("meta"))
