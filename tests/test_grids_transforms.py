@@ -369,18 +369,6 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert torch.equal(one, two)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@every_grid
-def test_cuda_gives_what_the_cpu_gives(grid):
-    a = draw(3, lmax=4)
-    values = grid.synthesis(a.cuda())
-    assert values.is_cuda
-    assert relative(values.cpu(), grid.synthesis(a)) < 1e-12
-    assert relative(grid.adjoint(values, 4).cpu(), grid.adjoint(values.cpu(), 4)) < 1e-12
-    if grid.max_lmax >= 4:
-        assert relative(grid.analysis(values, 4).cpu(), a) < 1e-12
-
-
 @pytest.mark.parametrize("sums", [1, 300, 2000])
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 2e-6), (torch.float64, 1e-12)])
 def test_healpix_synthesis_by_bands_of_rings_is_the_same(monkeypatch, dtype, accuracy, sums):

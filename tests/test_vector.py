@@ -491,16 +491,3 @@ def test_coefficient_maps_refuse_scalars():
     for f in (vector.vorticity, vector.stream_function):
         with pytest.raises(ValueError, match="E and B of a vector field"):
             f(torch.zeros(9))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@every_grid
-def test_cuda_gives_what_the_cpu_gives(grid):
-    transform = VectorTransform(grid)
-    a = draw(3, lmax=4)
-    values = transform.synthesis(a.cuda())
-    assert values.is_cuda
-    assert relative(values.cpu(), transform.synthesis(a)) < 1e-12
-    assert relative(transform.adjoint(values, 4).cpu(), transform.adjoint(values.cpu(), 4)) < 1e-12
-    if grid.max_lmax >= 4:
-        assert relative(transform.analysis(values, 4).cpu(), a) < 1e-12
