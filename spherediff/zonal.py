@@ -38,7 +38,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.grids import HEALPix, Points
+from spherediff.grids import HEALPix, Points, _packed
 from spherediff.grids.gauss_legendre import legendre
 
 _FINEST = 2048  # parts of the meridian that places are told apart by
@@ -199,12 +199,11 @@ def _unit(latitude: ArrayLike, longitude: ArrayLike) -> Array:
 
 def _rotated(a: Tensor, angles: tuple[float, float, float]) -> Tensor:
     """Coefficients (*batch, n) of fields turned by ducc0's ψ, ϑ, φ, about z, y and z again."""
-    lmax = harmonics.band_limit(a.shape[-1])
-    packed = harmonics.to_healpy(a.reshape(-1, a.shape[-1])).cpu().numpy()
+    packed, lmax = _packed.pack(a), _packed.band_limit(a)
     turned = np.empty_like(packed)
-    for row, out in zip(packed, turned, strict=True):
+    for row, out in zip(packed[:, 0], turned[:, 0], strict=True):
         out[:] = ducc0.sht.rotate_alm(row, lmax, *angles)
-    return harmonics.from_healpy(torch.from_numpy(turned)).to(a).reshape(a.shape)
+    return _packed.unpack(turned, a, 1)
 
 
 class ZonalInverse:
