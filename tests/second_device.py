@@ -28,7 +28,6 @@ SECOND = torch.device("meta")
 _aten = torch.ops.aten
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
              _aten._index_put_impl_.default}  # fmt: skip
-_READING = {_aten._local_scalar_dense.default, _aten.is_same_size.default}
 
 
 class _There(Tensor):
@@ -82,7 +81,7 @@ def _carried_out(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = any(there) if target is None else torch.device(target) == SECOND
     if func is _aten.copy_.default:
         return args[0]
-    if not stays or func in _READING:
+    if not stays:
         return out
     wrapped = tree_map(lambda x: _There(x) if isinstance(x, Tensor) else x, out)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if all(there) else wrapped
@@ -119,8 +118,7 @@ class _Functions(TorchFunctionMode):
         if func is Tensor.tolist and isinstance(args[0], _There):
             return args[0].here.tolist()
         if func in (Tensor.__getitem__, Tensor.__setitem__):
-            is_list = lambda x: isinstance(x, list)  # noqa: E731
-            index = tree_map(_as_index, args[1], is_leaf=is_list)
+            index = tree_map(_as_index, args[1], is_leaf=lambda x: isinstance(x, list))
             args = (args[0], index, *args[2:])
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu") == SECOND:
             return torch.tensor(*args, **kwargs | {"device": "cpu"}).to(SECOND)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,11 @@ def ornstein_uhlenbeck(device: torch.device, channels: int = 0) -> sd.OrnsteinUh
     return sd.OrnsteinUhlenbeck(field)
 
 
+def correlated(device: torch.device) -> sd.MultivariateGaussianField:
+    C = torch.stack([torch.tensor([[1.0, 0.5], [0.5, 2.0]]) / (1 + k) for k in range(LMAX + 1)])
+    return sd.MultivariateGaussianField(C, dtype=torch.float64, device=device)
+
+
 def test_the_second_device_refuses_to_mix() -> None:
     with second_device() as there:
         x = torch.arange(4.0, device=there)
@@ -146,8 +152,7 @@ def test_transforms(grid: sd.Grid, kind: str, device: Callable) -> None:
 @on_every_device
 def test_gaussian_fields(device: Callable) -> None:
     def work(there: torch.device) -> Sequence[Tensor]:
-        C = torch.stack([torch.tensor([[1.0, 0.5], [0.5, 2.0]]) / (1 + k) for k in range(LMAX + 1)])
-        several = sd.MultivariateGaussianField(C, dtype=torch.float64, device=there)
+        several = correlated(there)
         one = sd.GaussianField(spectrum(2), LMAX, dtype=torch.float64, device=there)
         found = []
         for field in (several, one):
@@ -272,8 +277,7 @@ def observed(there: torch.device, event_shape: tuple[int, ...]) -> Observation:
 def test_kriging(device: Callable) -> None:
     def work(there: torch.device) -> Sequence[Tensor]:
         field = ornstein_uhlenbeck(there).field
-        C = torch.stack([torch.tensor([[1.0, 0.5], [0.5, 2.0]]) / (1 + k) for k in range(LMAX + 1)])
-        several = sd.MultivariateGaussianField(C, dtype=torch.float64, device=there)
+        several = correlated(there)
         v = field.variance_per_coefficient
         covariance = Covariance(v, 0.2 * normal(3, N, device=there))
         found = []
@@ -309,13 +313,14 @@ def test_posteriors(make: Callable, device: Callable) -> None:
 
 
 @on_every_device
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(3, seeded())], ids=["exact", "estimate"])
-def test_likelihood(trace: Trace, device: Callable) -> None:
+@pytest.mark.parametrize(
+    "trace", [Exact, lambda: Hutchinson(3, seeded())], ids=["exact", "estimate"]
+)
+def test_likelihood(trace: Callable[[], Trace], device: Callable) -> None:
     def work(there: torch.device) -> Sequence[Tensor]:
         denoiser = neural(there)
         x = denoiser.process.field.sample((2,), generator=seeded())
-        used = Hutchinson(3, seeded()) if isinstance(trace, Hutchinson) else trace
-        return [log_density_ratio(denoiser, x, 2, trace=used)]
+        return [log_density_ratio(denoiser, x, 2, trace=trace())]
 
     agree(work, device)
 
@@ -358,6 +363,12 @@ def archive(count: int = 24) -> xr.Dataset:
     )
 
 
+def interrupt(*_: object) -> None:
+    """Ctrl-C while the network learns."""
+    if torch.is_grad_enabled():
+        signal.raise_signal(signal.SIGINT)
+
+
 @on_every_device
 def test_models_are_trained_resumed_saved_and_drawn_from(device: Callable, tmp_path: Path) -> None:
     ds = archive()
@@ -369,10 +380,13 @@ def test_models_are_trained_resumed_saved_and_drawn_from(device: Callable, tmp_p
     def work(there: torch.device) -> Sequence[Tensor]:
         folder = tmp_path / there.type
         model = sd.Model.build(encoder, told.x, network=tiny, device=there)
-        every = TrainConfig(steps=3, batch=4, log_every=1, evaluate_every=2, checkpoint_every=1)
-        every = replace(every, mixed_precision=False)
-        model.train(told, told.at(slice(8)), every, folder, progress=False)
-        model.train(told, told.at(slice(8)), every, folder, progress=False, resume=True)
+        config = TrainConfig(steps=3, batch=4, evaluate_every=2, mixed_precision=False)
+        train = partial(model.train, told, told.at(slice(8)), config, folder, progress=False)
+        hook = model.network.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt, match="after step 1"):
+            train()
+        hook.remove()
+        assert train(resume=True).step == 3
         model.save(folder / "model")
         again = sd.Model.load(folder / "model", device=there)
         time = ds.time.values[:3]
