@@ -16,16 +16,19 @@ from bench_transforms import compare, describe_machine
 
 from spherediff import harmonics
 from spherediff._precision import multiplies_bfloat16
+from spherediff.model import Model
 from spherediff.nn import OperatorConfig, SphericalOperator
 from spherediff.train import _keep_freed_memory
 
-LMAX, BATCH = 31, 16
-NETWORKS = {
-    "one variable": OperatorConfig(LMAX, 1, static=12, conditions=7),
-    "speedy-daily": OperatorConfig(
-        LMAX, 3, width=64, hidden=128, slopes=16, static=36, conditions=7
-    ),
-}
+BATCH = 16
+
+
+def networks() -> dict[str, OperatorConfig]:
+    """The bundled model's, and what one variable of its archive has by default."""
+    joint = Model.load("speedy-daily").network.config
+    static = joint.static // joint.channels
+    one = OperatorConfig(joint.lmax, 1, static=static, conditions=joint.conditions)
+    return {"one variable": one, "speedy-daily": joint}
 
 
 class Step:
@@ -35,7 +38,7 @@ class Step:
         torch.manual_seed(0)
         self.network, self.mixed = SphericalOperator(**config.to_dict()), mixed
         self.optimiser = torch.optim.AdamW(self.network.parameters())
-        shape = 3, BATCH, config.channels, harmonics.count(LMAX)
+        shape = 3, BATCH, config.channels, harmonics.count(config.lmax)
         self.u, self.w, self.target = torch.randn(shape)
         self.log_noise, self.told = torch.randn(BATCH), torch.randn(BATCH, config.conditions)
 
@@ -58,7 +61,7 @@ def main() -> None:
     if not multiplies_bfloat16(torch.device("cpu")):
         print("this processor has no instructions for bfloat16, which training then does not use\n")
     print(f"{'':52s}{'float32':>10s}{'mixed':>10s}{'ratio':>8s}")
-    for name, config in NETWORKS.items():
+    for name, config in networks().items():
         compare(
             f"a step of training, {name}", Step(config, False), Step(config, True), options.pairs
         )
