@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Sampler:
         shape: Sequence[int] = (),
         *,
         generator: Randomness,
-        progress: bool = False,
+        progress: bool | tqdm[NoReturn] = False,
     ) -> Tensor:
         """Draw fields.
 
@@ -98,18 +98,27 @@ class Sampler:
         Args:
             shape: batch shape.
             generator: a CPU generator, or a sequence of them, one a sample.
-            progress: show a progress bar with the time that remains.
+            progress: show a progress bar with the time that remains; or a bar that is there
+                already, to be moved on by one for each step.
 
         Returns:
             Coefficients, shape (*shape, *event_shape).
         """
+        if isinstance(progress, bool):
+            with self.progress_bar(self.steps, progress) as bar:
+                return self.sample(shape, generator=generator, progress=bar)
         noise = open_source(generator, math.prod(shape))
         x = self.process.field.sample(shape, generator=noise)
-        steps = list(pairwise(self.times))
         memory: Memory = None
-        for t, s in tqdm(steps, desc=type(self).__name__, disable=not progress):
+        for t, s in pairwise(self.times):
             x, memory = self.step(x, t, s, noise, memory)
+            progress.update()
         return self._arrive(x)
+
+    @classmethod
+    def progress_bar(cls, steps: int, shown: bool) -> tqdm[NoReturn]:
+        """A bar of that many steps, for one call of :meth:`sample` or more."""
+        return tqdm(total=steps, desc=cls.__name__, disable=not shown)
 
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory

@@ -338,6 +338,14 @@ def test_samples_do_not_depend_on_the_batch(model) -> None:
     assert not torch.equal(together, draw(model, 5, sampler=Heun))
 
 
+def test_draws_in_several_batches_show_one_bar(model, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(model, 5, batch=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "ProbabilityFlow: 100%" in shown
+    assert "12/12" in shown  # three batches of four steps
+    assert "/4 " not in shown
+
+
 @pytest.mark.parametrize("schedule", [LogSNR(high=4.5, low=-3.5), ConstantRate(horizon=4.0)])
 def test_a_saved_model_loads_to_the_same_bits(schedule, tmp_path) -> None:
     model = build(schedule=schedule)

@@ -70,7 +70,7 @@ class Sample:
         given: files with observations, all of the same date.
         guidance: weight of the labels: 1 for the law of maps with these labels, above 1 for maps
             that show more of what is typical of them and vary less, 0 for maps whatever the label.
-        batch: samples drawn at once; only memory and speed depend on it.
+        batch: samples drawn at once; only memory and speed depend on it. A GPU is fast with more.
         device: cpu, cuda, cuda:1, …; auto takes CUDA where there is one.
         grid: where to evaluate the samples.
     """
@@ -86,7 +86,7 @@ class Sample:
     ] = ()
     given: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
     guidance: float = 1.0
-    batch: int = 64
+    batch: int = 16
     device: str = "auto"
     grid: Annotated[GridOptions, arg(name="")] = GridOptions()
 
