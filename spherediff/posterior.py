@@ -346,5 +346,8 @@ def _modes(reference: Reference) -> Tensor:
 
 def _observed(observation: Observation, fields: Tensor) -> Tensor:
     """R^{−1/2} H of many fields, float64, (fields, m)."""
-    parts = [observation.operator(part) for part in fields.double().split(_ROWS)]
-    return torch.cat(parts) / observation.noise_std.to(parts[0])
+    noise_std = observation.noise_std.to(fields.device, torch.float64)
+    G = noise_std.new_empty(len(fields), len(noise_std))  # may be gigabytes: once, and in place
+    for part, rows in zip(fields.split(_ROWS), G.split(_ROWS), strict=True):
+        torch.div(observation.operator(part.double()), noise_std, out=rows)
+    return G

@@ -35,6 +35,7 @@ from ψ to 0, is Heun's rule with one known slope: y = z + ½ψF, X_0 = μ + √
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar, NoReturn
@@ -43,9 +44,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spherediff.denoise import Denoiser
+from spherediff.denoise import Denoiser, GaussianDenoiser
 from spherediff.process import LinearProcess
 from spherediff.streams import NormalSource, Randomness, open_source
+
+_RATIOS = 1e-3, 1e2  # of data to reference variance, within which the default steps are exact
 
 
 class Sampler:
@@ -57,6 +60,10 @@ class Sampler:
             for every ten units of the schedule's span, at least once: they keep the variance of
             every mode of a Gaussian target within 1 % of its limit, for ratios of data to noise
             variance between 10⁻³ and 10².
+
+    Warns:
+        UserWarning: Gaussian data with other ratios, of which the noise end or the data end of the
+            schedule is too near, whatever the number of steps.
 
     Attributes:
         order: order of convergence of the output law in the step size.
@@ -75,6 +82,7 @@ class Sampler:
         if steps < 2:
             raise ValueError(f"expected at least 2 steps, got {steps}")
         self.steps = steps
+        _warn_if_far(denoiser)
 
     @property
     def times(self) -> list[float]:
@@ -138,6 +146,25 @@ class Sampler:
 
 
 Memory = tuple[Tensor, Tensor] | None
+
+
+def _warn_if_far(denoiser: Denoiser) -> None:
+    """Where variances of the data are known, and not near enough to those of the reference."""
+    if not isinstance(denoiser, GaussianDenoiser):
+        return
+    ratios = denoiser.covariance.variance / denoiser.reference.std.square()
+    low, high = _RATIOS
+    far = ratios[(ratios > 0) & ((ratios < 0.99 * low) | (ratios > 1.01 * high))]
+    if len(far):
+        warnings.warn(
+            f"{len(far)} coefficients of the data have {float(far.min()):.2g} to "
+            f"{float(far.max()):.2g} times the variance of the noise, and samplers keep that of "
+            f"those between {low:g} and {high:g} times alone; "
+            "choose noise that is closer to the data; or let samplers follow the data's own "
+            "variances, posterior.Referenced(denoiser, Reference(process, mean, variance)), with "
+            "a schedule that begins at more noise where they are large",
+            stacklevel=3,
+        )
 
 
 class EulerMaruyama(Sampler):

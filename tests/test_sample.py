@@ -20,7 +20,9 @@ from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.denoise import Denoiser, GaussianDenoiser, MixtureDenoiser
 from spherediff.gaussian import GaussianField, MultivariateGaussianField
+from spherediff.posterior import Referenced
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
+from spherediff.reference import Reference
 from spherediff.sample import (
     Bridge,
     EulerMaruyama,
@@ -333,6 +335,22 @@ def test_channels_no_grad_and_progress(capsys: pytest.CaptureFixture[str]) -> No
     assert x.shape == (3, 2, 25)
     assert not x.requires_grad
     assert "ProbabilityFlow: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e3])
+def test_data_that_the_schedule_ends_too_early_for_are_said_to_be(ratio: float) -> None:
+    C = torch.ones(4, dtype=torch.float64)
+    noise = GaussianField(Tabulated(C), 3, dtype=torch.float64)
+    process = OrnsteinUhlenbeck(noise)
+    variance = torch.ones(16, dtype=torch.float64)
+    variance[4:] = torch.cat([torch.zeros(3), torch.full((9,), ratio)])
+    denoiser = GaussianDenoiser(process, variance)
+    with pytest.warns(UserWarning, match="9 coefficients of the data have"):
+        sampler = ProbabilityFlow(denoiser)
+    assert (output_variance(sampler)[7:] / ratio - 1).abs().max() > 0.01
+    near = Referenced(denoiser, Reference(process, denoiser.mean, variance + (variance == 0)))
+    kept = output_variance(ProbabilityFlow(near))  # no warning; what is left is the noise end's
+    torch.testing.assert_close(kept[7:], variance[7:], rtol=2 * ratio * math.exp(-10), atol=1e-8)
 
 
 def test_every_sampler_states_its_order() -> None:
