@@ -170,6 +170,35 @@ def test_several_files_are_joined(tmp_path):
         data.open([])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ds: ds.drop_vars("v"), "variables differ: u v, and u;"),
+        (lambda ds: ds.assign(u=ds.u.assign_attrs(units="knot")), "u in 'm s-1', .* u in 'knot'"),
+        (
+            lambda ds: ds.drop_vars("time").rename(time="member"),
+            "dimensions differ: time .*, and sample ",
+        ),
+        (lambda ds: ds.isel(lat=slice(None, None, -1)), r"grids differ: \[-90\..*, and \[ 90\."),
+    ],
+)
+def test_files_that_differ_are_not_joined(tmp_path, change, message):
+    paths = [tmp_path / "a.nc", tmp_path / "b.nc"]
+    archive().to_netcdf(paths[0], engine="h5netcdf")
+    change(archive()).to_netcdf(paths[1], engine="h5netcdf")
+    with pytest.raises(ValueError, match=rf"cannot join \S*a\.nc and \S*b\.nc, .*{message}"):
+        data.open(paths)
+
+
+def test_files_of_other_orderings_are_not_joined(tmp_path):
+    for nest, name in ((False, "ring"), (True, "nested")):
+        healpix(ordering=name).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+        healpy.write_map(tmp_path / f"{name}.fits", np.arange(192.0), nest=nest, dtype=np.float32)
+    for suffix in ("nc", "fits"):
+        with pytest.raises(ValueError, match="nside 4, ring, and HEALPix of nside 4, nested"):
+            data.open([tmp_path / f"ring.{suffix}", tmp_path / f"nested.{suffix}"])
+
+
 @pytest.mark.parametrize("calendar", ["noleap", "360_day", "standard"])
 def test_calendars(tmp_path, calendar):
     pytest.importorskip("cftime")

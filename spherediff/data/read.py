@@ -52,7 +52,8 @@ def open(
         FileNotFoundError: there is no such file.
         ImportError: GRIB without ``cfgrib``.
         ValueError: the format is unknown, the file is truncated or corrupted, or it holds no
-            global fields; see :func:`normalise`.
+            global fields; see :func:`normalise`.  Or several files that differ in variables,
+            units, dimensions or grids.
     """
     if isinstance(path, str | os.PathLike):
         ds = _read(Path(path))
@@ -60,10 +61,51 @@ def open(
     parts = [open(p, variables, select=select, ordering=ordering) for p in path]
     if not parts:
         raise ValueError("expected at least one file, got an empty list of paths")
+    for other, part in zip(path[1:], parts[1:], strict=True):
+        _require_alike(path[0], parts[0], other, part)
     return xr.concat(
         parts, dim=sample_dimension(parts[0]), join="exact", coords="minimal", compat="override",
         data_vars="minimal", combine_attrs="override",
     )  # fmt: skip
+
+
+def _require_alike(first: PathLike, one: xr.Dataset, second: PathLike, other: xr.Dataset) -> None:
+    """Refuse to join files whose values do not mean the same.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for what, describe in _SHARED.items():
+        found, expected = describe(other), describe(one)
+        if found != expected:
+            raise ValueError(
+                f"cannot join {first} and {second}, whose {what} differ: {expected}, and {found};"
+                " bring them to the same first, or choose what they share by variables="
+            )
+
+
+def _variables(ds: xr.Dataset) -> str:
+    return " ".join(sorted(map(str, ds.data_vars)))
+
+
+def _units(ds: xr.Dataset) -> str:
+    names = sorted(map(str, ds.data_vars))
+    return ", ".join(f"{name} in {ds[name].attrs.get('units', '1')!r}" for name in names)
+
+
+def _dimensions(ds: xr.Dataset) -> str:
+    return " × ".join((sample_dimension(ds), *spatial_dimensions(ds)))
+
+
+def _grid(ds: xr.Dataset) -> str:
+    if "cell" in ds.dims:
+        attrs = ds["crs"].attrs
+        return f"HEALPix of nside {attrs['healpix_nside']}, {attrs['healpix_order']}"
+    axes = (ds[name].values.astype(float) for name in spatial_dimensions(ds))
+    return " × ".join(np.array2string(axis, threshold=4, edgeitems=2) for axis in axes)
+
+
+_SHARED = {"variables": _variables, "units": _units, "dimensions": _dimensions, "grids": _grid}
 
 
 def fill(ds: xr.Dataset, value: float | str) -> xr.Dataset:
