@@ -20,6 +20,7 @@ from scipy.stats import wasserstein_distance
 import spherediff as sd
 from spherediff import data, report
 from spherediff.cli import main
+from spherediff.data.transforms import transform_from_config
 
 LMAX = 6
 TINY = shlex.split(
@@ -178,7 +179,7 @@ def test_generate_coefficients_from_a_table(tmp_path):
     assert run("generate", "--lmax", 5, "--table", table, "--count", 300, "--output", path) == 0
     a, attrs = data.read_coefficients(path)
     assert a.shape == (300, 1, 36)
-    assert attrs["seed"] == "0"
+    assert (attrs["seed"], attrs["channels"], attrs["units"]) == ("0", "field", "1")
     power = a.square().mean((0, 1))
     assert (power[:4] == 0).all()
     assert (power[9:] == 0).all()
@@ -281,6 +282,12 @@ def test_train_options_reach_the_encoder(folder, tmp_path):
     encoder = sd.model.Model.load(tmp_path / "m").encoder
     assert encoder.transforms == (data.Log1p(0.5),)
     assert encoder.climatology == data.Monthly()
+    path = tmp_path / "a.safetensors"
+    command = ["sample", "--model", tmp_path / "m", "--count", 2, "--steps", 4, "--output", path]
+    assert run(*command) == 0
+    attrs = data.read_coefficients(path)[1]
+    assert attrs["units"] == ""  # the logarithm has no units
+    assert transform_from_config(json.loads(attrs["transforms"])[0]) == data.Log1p(0.5)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +545,15 @@ def test_train_winds_as_a_vector_field(ensemble, tmp_path):
     assert run(*command) == 0
     with xr.open_dataset(path) as ds:
         assert set(ds.data_vars) == {"u", "v"}
+    path = tmp_path / "samples.safetensors"
+    assert run(*command[:-1], path) == 0
+    attrs = data.read_coefficients(path)[1]
+    parts = "the divergent part of u, v; the rotational part of u, v"
+    assert (attrs["variables"], attrs["channels"], attrs["units"]) == (
+        "u v",
+        parts,
+        "m s-1, m s-1",
+    )
 
 
 @pytest.mark.parametrize(

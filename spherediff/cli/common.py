@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import sys
@@ -313,6 +314,23 @@ def decode(encoder: Encoder, x: Tensor, grid: Grid, time: np.ndarray | None) -> 
         for k in starts
     ]
     return parts[0] if len(parts) == 1 else xr.concat(parts, dim="sample", coords="minimal")
+
+
+def describe_channels(encoder: Encoder) -> dict[str, str]:
+    """What a file of coefficients keeps of its channels.
+
+    ``variables``, ``channels`` (the parts of vector fields by their names), ``transforms`` (JSON;
+    :func:`spherediff.data.transforms.transform_from_config` makes each of them again) and
+    ``units``, empty where a transform leaves none.
+    """
+    from spherediff.data.transforms import transform_config
+
+    return {
+        "variables": " ".join(encoder.names),
+        "channels": "; ".join(encoder.channels.labels),
+        "transforms": json.dumps([transform_config(one) for one in encoder.transforms]),
+        "units": ", ".join(encoder.transformed_units),
+    }
 
 
 def parse_sampler(name: str) -> Any:

@@ -69,7 +69,7 @@ class Evaluate:
         """Open, bring to coefficients, compare, print."""
         from spherediff import metrics, report
         from spherediff._files import atomic_write, require_writable
-        from spherediff.data import Encoder, Identity, grid_of
+        from spherediff.data import Encoder, grid_of
 
         climatology = parse_climatology(self.climatology)
         transforms = parse_transforms(self.transform)
@@ -95,11 +95,10 @@ class Evaluate:
         )
         coefficients = [fitted.anomalies(fitted.encode(ds)) for ds in sets]
         say(_counts([len(x) for x in coefficients], lmax))
-        plain = [isinstance(transform, Identity) for transform in fitted.transforms]
         card = metrics.scorecard(
             *coefficients,
             names=fitted.names,
-            units=[u if known else "" for u, known in zip(fitted.units, plain, strict=True)],
+            units=fitted.transformed_units,
             resamples=self.resamples,
             generator=seeded(self.seed),
             progress=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from spherediff.cli.common import GridOptions, Invocation, decode, say, seeded
+from spherediff.cli.common import GridOptions, Invocation, decode, describe_channels, say, seeded
 
 if TYPE_CHECKING:
     from spherediff.data import Encoder
@@ -69,12 +69,11 @@ class Generate:
         field = sd.GaussianField(self._spectrum(), self.lmax)
         require_writable(self.output)
         a = field.sample((self.count, 1), generator=generator)
-        record = invocation.record(self.seed, lmax=self.lmax)
+        encoder, record = self._encoder(), invocation.record(self.seed, lmax=self.lmax)
         if grid is None:
-            record |= {"variables": self.name, "units": self.units}
-            data.write(a, self.output, record)
+            data.write(a, self.output, record | describe_channels(encoder))
         else:
-            data.write(decode(self._encoder(), a, grid, None), self.output, record)
+            data.write(decode(encoder, a, grid, None), self.output, record)
         std = float(field.variance.sqrt())
         say(
             f"wrote {self.count} field{'s' if self.count > 1 else ''} with lmax {self.lmax} and a"

@@ -12,6 +12,7 @@ from spherediff.cli.common import (
     GridOptions,
     Invocation,
     decode,
+    describe_channels,
     device,
     number,
     parse_sampler,
@@ -59,7 +60,7 @@ class Sample:
         model: folder that spherediff train wrote, or a model that comes with the package
             (speedy-daily).
         output: file to write: .nc or .zarr (latitude-longitude or HEALPix maps), .fits (HEALPix),
-            .safetensors (coefficients).
+            .safetensors (coefficients of the transformed variables).
         count: number of samples.
         seed: of the random draws.
         sampler: flow (probability flow, a two-step rule), sde (reverse stochastic equation), or
@@ -128,7 +129,7 @@ class Sample:
         record = invocation.record(self.seed, lmax=encoder.lmax)
         record |= {name: " ".join(map(str, drawn)) for name, drawn in values.items()}
         if grid is None:
-            record |= {"variables": " ".join(encoder.names), "units": ", ".join(encoder.units)}
+            record |= describe_channels(encoder)
             data.write(encoder.restore(x, time).float(), self.output, record)
         else:
             maps = decode(encoder, x, grid, time)

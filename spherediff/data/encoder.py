@@ -173,6 +173,12 @@ class Encoder:
         """Physical units of each channel; "1" where the archive gives none."""
         return tuple(attrs.get("units", "1") for attrs in self.attrs)
 
+    @property
+    def transformed_units(self) -> tuple[str, ...]:
+        """Units of the coefficients of each channel; "" where a transform leaves none."""
+        plain = (isinstance(transform, Identity) for transform in self.transforms)
+        return tuple(u if known else "" for u, known in zip(self.units, plain, strict=True))
+
     def encode(self, ds: xr.Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standardised anomalies of an archive, chunk by chunk.
 
