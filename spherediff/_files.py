@@ -11,14 +11,26 @@ from pathlib import Path
 
 
 def require_writable(path: str | os.PathLike[str]) -> Path:
-    """Check, before long work begins, that ``path`` can be written.
+    """Check, before long work begins, that the file ``path`` can be written.
 
     Creates the missing parent directories.
 
     Raises:
+        IsADirectoryError: ``path`` is a directory.
         PermissionError: the directory that will hold ``path`` cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; choose another output path")
+    return require_writable_tree(path)
+
+
+def require_writable_tree(path: Path) -> Path:
+    """:func:`require_writable` of a directory that is written as a whole.
+
+    Raises:
+        PermissionError: the directory that will hold ``path`` cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -243,6 +244,27 @@ def test_generate_refuses(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     assert message in failure(capsys, "generate", *options.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder.nc", "folder.nc: it is a folder"),
+        ("folder.safetensors", "folder.safetensors: it is a folder"),
+        ("folder.zarr", "folder.zarr is there but no Zarr store"),
+        ("a.fits", "1000 samples of . variables do not fit into the 999 columns"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_drawing(
+    folder, tmp_path, monkeypatch, capsys, name, message
+):
+    monkeypatch.setattr(sd.GaussianField, "sample", None)
+    monkeypatch.setattr(sd.model.Model, "sample", None)
+    if name.startswith("folder"):
+        (tmp_path / name / "precious").mkdir(parents=True)
+    for command in (["generate"], ["sample", "--model", folder / "model"]):
+        found = failure(capsys, *command, "--count", 1000, "--output", tmp_path / name)
+        assert re.search(message, found)
 
 
 def test_a_negative_spectrum_or_a_short_table_is_refused(tmp_path, capsys):

@@ -136,6 +136,12 @@ def test_errors(tmp_path, encoder, x):
     (tmp_path / "b.zarr" / "precious").write_text("")
     with pytest.raises(ValueError, match="no Zarr store, so it is not replaced"):
         data.write(maps, tmp_path / "b.zarr")
+    (tmp_path / "c.zarr").write_text("")
+    with pytest.raises(ValueError, match="no Zarr store, so it is not replaced"):
+        data.write(maps, tmp_path / "c.zarr")
+    (tmp_path / "d.nc").mkdir()
+    with pytest.raises(IsADirectoryError, match="it is a folder; choose another"):
+        data.write(maps, tmp_path / "d.nc")
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match="cannot write"):
         data.write(maps, tmp_path / "file" / "a.nc")

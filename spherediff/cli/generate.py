@@ -60,14 +60,14 @@ class Generate:
         """Draw, evaluate, write."""
         import spherediff as sd
         from spherediff import data
-        from spherediff._files import require_writable
+        from spherediff.data.write import require_room
 
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, got {self.count}")
         grid = self.grid.resolve(self.output, self.lmax)
         generator = seeded(self.seed)
         field = sd.GaussianField(self._spectrum(), self.lmax)
-        require_writable(self.output)
+        require_room(self.output, self.count, 1)
         a = field.sample((self.count, 1), generator=generator)
         encoder, record = self._encoder(), invocation.record(self.seed, lmax=self.lmax)
         if grid is None:

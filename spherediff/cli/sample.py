@@ -94,8 +94,8 @@ class Sample:
     def run(self, invocation: Invocation) -> None:
         """Load, draw, evaluate, write."""
         from spherediff import data
-        from spherediff._files import require_writable
         from spherediff.data import observations
+        from spherediff.data.write import require_room
         from spherediff.model import Model
 
         where, generator = device(self.device), seeded(self.seed)
@@ -109,7 +109,7 @@ class Sample:
         if time is not None and date is not None:
             time[:] = date
         told = {name: values[name] for name in model.labels.names if name in values}
-        require_writable(self.output)
+        require_room(self.output, self.count, len(encoder.names))
         given = None
         if readings:
             given = observations.observe(readings, encoder, None if time is None else time[0])

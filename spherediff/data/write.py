@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff._files import atomic_write, require_writable
+from spherediff._files import atomic_write, require_writable, require_writable_tree
 from spherediff.data.archive import sample_dimension
 
 _MAP_SUFFIXES = (".nc", ".zarr", ".fits")
@@ -45,15 +45,16 @@ def write(
         The path.
 
     Raises:
+        IsADirectoryError: the path is a folder, other than of Zarr.
         PermissionError: the path cannot be written.
         TypeError: ``data`` is neither.
-        ValueError: the suffix is none of these or does not suit the data, or the maps do not
-            fit into a FITS table.
+        ValueError: the suffix is none of these or does not suit the data, the maps do not fit
+            into a FITS table, or a Zarr store would replace something else.
     """
     path = Path(path)
     attrs = {key: _plain(value) for key, value in (attrs or {}).items()}
     _require_suffix(data, path)
-    require_writable(path)
+    _require_free(path)
     with atomic_write(path) as temporary:
         if isinstance(data, Tensor):
             _write_coefficients(data, temporary, attrs)
@@ -67,6 +68,25 @@ def write(
             encoding = {n: {"zlib": True, "complevel": 4} for n in data.data_vars}
             _prepared(data, attrs).to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
     return path
+
+
+def require_room(path: Path, samples: int, variables: int) -> None:
+    """Check, before long work begins, that :func:`write` will be able to write its result.
+
+    Args:
+        path: where to, with a suffix that suits.
+        samples: how many.
+        variables: of each.
+
+    Raises:
+        IsADirectoryError: ``path`` is a folder, other than of Zarr.
+        PermissionError: it cannot be written.
+        ValueError: a Zarr store would replace something else, or the maps do not fit into a FITS
+            table.
+    """
+    _require_free(path)
+    if path.suffix == ".fits":
+        _require_columns(samples, variables)
 
 
 def _require_suffix(data: xr.Dataset | Tensor, path: Path) -> None:
@@ -84,9 +104,25 @@ def _require_suffix(data: xr.Dataset | Tensor, path: Path) -> None:
             "FITS files hold HEALPix maps: decode the coefficients on a HEALPix grid, or write to"
             " .nc or .zarr"
         )
+
+
+def _require_free(path: Path) -> None:
+    if path.suffix != ".zarr":
+        require_writable(path)
+        return
     store = any((path / name).exists() for name in ("zarr.json", ".zgroup"))
-    if path.is_dir() and not store and any(path.iterdir()):
-        raise ValueError(f"{path} is a folder but no Zarr store, so it is not replaced")
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not (store or empty):
+        raise ValueError(f"{path} is there but no Zarr store, so it is not replaced")
+    require_writable_tree(path)
+
+
+def _require_columns(samples: int, variables: int) -> None:
+    if samples * variables > _MAX_COLUMNS:
+        raise ValueError(
+            f"{samples} samples of {variables} variables do not fit into the {_MAX_COLUMNS}"
+            " columns of a FITS table: write fewer, or write to .nc or .zarr"
+        )
 
 
 def _plain(value: Any) -> str | int | float:
@@ -120,11 +156,7 @@ def _write_fits(ds: xr.Dataset, path: Path, attrs: dict[str, Any]) -> None:
     sample = sample_dimension(ds)
     ds = ds if sample in ds.dims else ds.expand_dims(sample)
     count = ds.sizes[sample]
-    if count * len(ds.data_vars) > _MAX_COLUMNS:
-        raise ValueError(
-            f"{count} samples of {len(ds.data_vars)} variables do not fit into the {_MAX_COLUMNS}"
-            " columns of a FITS table: write fewer, or write to .nc or .zarr"
-        )
+    _require_columns(count, len(ds.data_vars))
     maps, names, units = [], [], []
     for k in range(count):
         for name, field in ds.data_vars.items():
