@@ -64,15 +64,19 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"the {kind} {path} is truncated or corrupted ({error}); "
-            "restore it from a copy or delete it and start again"
-        ) from error
+        raise _damaged(path, kind, str(error)) from error
     if _HEADER not in metadata or _CHECKSUM not in metadata:
         raise ValueError(f"{path} is a safetensors file but no {kind} of spherediff")
     if digest(tensors) != metadata[_CHECKSUM]:
-        raise ValueError(
-            f"the {kind} {path} is corrupted (its checksum does not match); "
-            "restore it from a copy or delete it and start again"
-        )
-    return json.loads(metadata[_HEADER]), tensors
+        raise _damaged(path, kind, "its checksum does not match")
+    try:
+        return json.loads(metadata[_HEADER]), tensors
+    except ValueError as error:
+        raise _damaged(path, kind, str(error)) from error
+
+
+def _damaged(path: Path, kind: str, reason: str) -> ValueError:
+    return ValueError(
+        f"the {kind} {path} is truncated or corrupted ({reason}); restore it from a copy or delete"
+        " it and start again"
+    )

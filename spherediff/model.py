@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -348,19 +349,24 @@ class Model:
         if not config.exists():
             config = bundled.models().get(str(directory), Path(directory)) / CONFIG
         description = _description(config)
-        _, tensors = _tensors.read(config.with_name(description["weights"]), "model")
-        options = description["network"]
-        encoder = Encoder.from_state(description["encoder"], _group(tensors, "encoder"))
-        found = (options["channels"], options["lmax"])
+        with _undamaged(config):
+            weights = config.with_name(description["weights"])
+            network = OperatorConfig(**description["network"])
+            schedule = _schedule(description["schedule"])
+            labels = Labels.from_config(description["labels"])
+        _, tensors = _tensors.read(weights, "model")
+        with _undamaged(config):
+            encoder = Encoder.from_state(description["encoder"], _group(tensors, "encoder"))
+        found = (network.channels, network.lmax)
         if found[0] != len(encoder.names) or found[1] > encoder.lmax:
             raise ValueError(
                 f"the model {config} has a network for {found[0]} channel(s) at lmax {found[1]}, "
                 f"but an encoder for {len(encoder.names)} at lmax {encoder.lmax}"
             )
-        operator = SphericalOperator(**options)
+        operator = SphericalOperator(**network.to_dict())
         denoiser = _denoiser(
             operator.to(device),
-            _schedule(description["schedule"]),
+            schedule,
             tensors["mean"],
             Covariance(tensors["variance"], tensors["factor"]),
             tensors["spectrum"],
@@ -373,7 +379,7 @@ class Model:
             raise ValueError(
                 f"the weights of {config} belong to another network: {error}"
             ) from error
-        return cls(encoder, denoiser, Labels.from_config(description["labels"]))
+        return cls(encoder, denoiser, labels)
 
 
 def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -450,7 +456,22 @@ def _schedule_config(schedule: Any) -> dict[str, Any]:
 
 def _schedule(config: dict[str, Any]) -> LogSNR | ConstantRate:
     arguments = dict(config)
-    return _SCHEDULES[arguments.pop("kind")](**arguments)
+    kind = arguments.pop("kind")
+    if kind not in _SCHEDULES:
+        raise ValueError(f"unknown schedule {kind!r}; there are {list(_SCHEDULES)}")
+    return _SCHEDULES[kind](**arguments)
+
+
+@contextmanager
+def _undamaged(config: Path) -> Iterator[None]:
+    """Whatever fails inside is the fault of this file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{config} is truncated or corrupted ({reason}); restore it or train again"
+        ) from error
 
 
 def _description(config: Path) -> dict[str, Any]:
@@ -459,13 +480,9 @@ def _description(config: Path) -> dict[str, Any]:
             f"expected a model directory with {CONFIG}, found none at {config.parent}, and no "
             f"bundled model has that name; there is {', '.join(bundled.models()) or 'none'}"
         )
-    try:
+    with _undamaged(config):
         description = json.loads(config.read_text(encoding="utf-8"))
         found = description["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{config} is truncated or corrupted ({error}); restore it or train again"
-        ) from error
     if found != _FORMAT:
         raise ValueError(f"{config} has format {found}, this version of spherediff reads {_FORMAT}")
     parts = ("weights", "network", "schedule", "encoder", "labels")

@@ -428,6 +428,9 @@ def test_damaged_models_are_refused(saved, keep) -> None:
     weights_of(saved).write_bytes(content[:-5] + flipped + content[-4:])
     with pytest.raises(ValueError, match="checksum"):
         Model.load(saved)
+    weights_of(saved).write_bytes(content.replace(b'{\\"kind', b'!\\"kind'))
+    with pytest.raises(ValueError, match="weights-.* is truncated or corrupted"):
+        Model.load(saved)
     text = (saved / CONFIG).read_text()
     (saved / CONFIG).write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match="model.json is truncated or corrupted"):
@@ -448,6 +451,28 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 )
 def test_parts_that_do_not_fit_are_refused(saved, change, message) -> None:
     edit(saved, change)
+    with pytest.raises(ValueError, match=message):
+        Model.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["network"].update(widht=5), "unexpected keyword argument 'widht'"),
+        (lambda d: d["network"].pop("lmax"), "'lmax'"),
+        (lambda d: d["network"].update(width="x"), "not supported between"),
+        (lambda d: d["schedule"].update(kind="LogSNQ"), "unknown schedule 'LogSNQ'"),
+        (lambda d: d["schedule"].update(speed=1), "unexpected keyword argument 'speed'"),
+        (lambda d: d["schedule"].pop("kind"), "'kind' is missing"),
+        (lambda d: d["encoder"]["channels"][0].pop("name"), "'name' is missing"),
+        (lambda d: d.update(encoder=[]), "no attribute 'get'"),
+        (lambda d: d.update(weights=None), "Invalid name None"),
+        (lambda d: d.pop("format"), "'format' is missing"),
+    ],
+)
+def test_damaged_descriptions_are_named(saved, change, reason) -> None:
+    edit(saved, change)
+    message = rf"{CONFIG} is truncated or corrupted \(.*{reason}.*\); restore it or train again"
     with pytest.raises(ValueError, match=message):
         Model.load(saved)
 
