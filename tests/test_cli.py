@@ -758,6 +758,8 @@ def test_plot_one_figure_for_each_variable_and_a_training_curve(folder, tmp_path
         ("--output a.gif", "expected .png, .pdf or .svg"),
         ("--output a.png --maps 99", "there are 36 maps"),
         ("--output a.png --variables w", "no variable w"),
+        ("--output a.png --kind spectrum --lmax 500", "the largest lmax it supports is 11"),
+        ("--output a.png --kind spectrum --lmax 0", "expected lmax ≥ 1"),
     ],
 )
 def test_plot_refuses(folder, monkeypatch, capsys, options, message):

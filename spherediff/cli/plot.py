@@ -98,7 +98,7 @@ class Plot:
             import torch
 
             values = torch.from_numpy(field.values.astype("float64"))
-            a = grid.analysis(values, min(grid.max_lmax, self.lmax or grid.max_lmax))
+            a = grid.analysis(values, grid.max_lmax if self.lmax is None else self.lmax)
             return figure_of(plot.degree_spectrum({name: a}, title=label, units=units).ax)
         if self.kind == "moments":
             drawn = plot.moments(
