@@ -743,6 +743,17 @@ def test_plot_an_archive(folder, tmp_path, options):
     assert b"spherediff plot" in path.read_bytes()
 
 
+@pytest.mark.parametrize("projection", ["mollweide", "orthographic"])
+def test_plot_maps_with_missing_or_equal_values(folder, tmp_path, projection):
+    ds = xr.open_dataset(folder / "archive.nc")[["u"]].load()
+    ds["u"][0, 3:5] = np.nan
+    ds["u"][1] = 2.0
+    ds.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    command = ["plot", tmp_path / "a.nc", "--projection", projection, "--dpi", 40]
+    for maps in ([0, 2], [1]):
+        assert run(*command, "--maps", *maps, "--output", tmp_path / "a.png") == 0
+
+
 def test_plot_one_figure_for_each_variable_and_a_training_curve(folder, tmp_path, capsys):
     command = ["--dpi", 40, "--output", tmp_path / "figure.png"]
     assert run("plot", folder / "archive.nc", "--maps", 0, *command) == 0
@@ -758,6 +769,11 @@ def test_plot_one_figure_for_each_variable_and_a_training_curve(folder, tmp_path
         ("--output a.gif", "expected .png, .pdf or .svg"),
         ("--output a.png --maps 99", "there are 36 maps"),
         ("--output a.png --variables w", "no variable w"),
+        (
+            "--output a.png --projection orthographic --columns 0",
+            "--columns at least 1, got 4 and 0",
+        ),
+        ("--output a.png --projection orthographic --maps", "at least one of --maps"),
         ("--output a.png --kind spectrum --lmax 500", "the largest lmax it supports is 11"),
         ("--output a.png --kind spectrum --lmax 0", "expected lmax ≥ 1"),
     ],

@@ -61,6 +61,11 @@ class Plot:
 
         if self.output.suffix not in (".png", ".pdf", ".svg"):
             raise ValueError(f"cannot draw to {self.output}: expected .png, .pdf or .svg")
+        if self.columns < 1 or not self.maps:
+            raise ValueError(
+                "expected at least one of --maps, and --columns at least 1, got"
+                f" {len(self.maps)} and {self.columns}"
+            )
         require_writable(self.output)
         mpl.use("Agg")
         figures = self._figures()
@@ -134,13 +139,15 @@ class Plot:
         import matplotlib.pyplot as plt
 
         from spherediff import plot
+        from spherediff.plot import projection
+        from spherediff.plot.maps import ColourScale
 
         columns = min(self.columns, len(titles))
         rows = math.ceil(len(titles) / columns)
         figure, axes = plt.subplots(
             rows, columns, squeeze=False, figsize=(4.5 * columns, 4.8 * rows), layout="constrained"
         )
-        low, high = float(values.min()), float(values.max())
+        norm = ColourScale.of([projection.field(one, grid)[0] for one in values]).norm
         for unused in axes.flat[len(titles) :]:
             unused.remove()
         for ax, one, text in zip(axes.flat, values, titles, strict=False):
@@ -151,8 +158,8 @@ class Plot:
                 longitude=self.center[0],
                 latitude=self.center[1],
                 title=text,
-                vmin=low,
-                vmax=high,
+                vmin=norm.vmin,
+                vmax=norm.vmax,
                 **common,
             )
         return figure
