@@ -30,11 +30,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spherediff import data, metrics, plot, report
-from spherediff._files import atomic_write, require_writable
+from spherediff._files import atomic_write, require_writable, write_json
 from spherediff.grids import Grid, HEALPix, LatLon
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import CHECKPOINT, METRICS, Fields, TrainConfig, TrainResult
+from spherediff.train import CHECKPOINT, METRICS, RUN, Fields, TrainConfig, TrainResult
 
 _ARCHIVE = "navy-winds"
 _TRAIN, _HELD_OUT = slice(0, 96), slice(96, 108)
@@ -135,6 +135,7 @@ def run(
     ready = _prepare(archive, settings)
     _say(f"[2/5] training on {len(ready.train.x)} months, {len(ready.held_out.x)} held out")
     model, result = _trained(ready, settings, output / "model", seed)
+    write_json(output / "model" / RUN, record | {"archive": [_ARCHIVE]})
     _say(f"[3/5] drawing {settings.samples} samples of zonal and meridional wind")
     generator = torch.Generator().manual_seed(seed)
     months = 1 + np.random.default_rng([seed, 1]).integers(12, size=settings.samples)

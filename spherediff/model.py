@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from spherediff import _tensors, harmonics
-from spherediff._files import atomic_write, require_writable
+from spherediff._files import require_writable, write_json
 from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, bundled
@@ -327,8 +327,7 @@ class Model:
             "encoder": encoder_config,
             "labels": self.labels.to_config(),
         }
-        with atomic_write(config) as temporary:
-            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_json(config, description)
         for other in config.parent.glob("weights-*.safetensors"):
             if other != weights:
                 other.unlink()

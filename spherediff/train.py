@@ -56,6 +56,7 @@ from spherediff.checkpoint import CHECKPOINT, TrainingState, identity_of, snapsh
 from spherediff.denoise import NeuralDenoiser
 
 METRICS = "metrics.jsonl"
+RUN = "run.json"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ def test_it_writes_everything_it_names(folder):
     assert {path.name for path in folder.iterdir()} == names
 
 
+def test_info_says_how_the_model_was_made(folder, capsys):
+    assert main(["info", str(folder / "model")]) == 0
+    found = capsys.readouterr().out
+    assert f"command     spherediff demo --quick --output {folder}\n" in found
+    assert "seed        0\n" in found
+    assert "archive     navy-winds\n" in found
+
+
 def test_samples_are_full_winds_of_named_months(folder):
     with xr.open_dataset(folder / "samples.nc") as ds:
         assert set(ds.data_vars) == {"UWND", "VWND"}

@@ -195,12 +195,11 @@ def _parse_noise(text: str) -> Spectrum | None:
 
 
 def _describe_model(folder: Path) -> None:
-    from spherediff.cli.train import RUN
     from spherediff.model import CONFIG, Model
-    from spherediff.train import CHECKPOINT, METRICS
+    from spherediff.train import CHECKPOINT, METRICS, RUN
 
     if (folder / RUN).exists():
-        for key, value in json.loads((folder / RUN).read_text()).items():
+        for key, value in json.loads((folder / RUN).read_text(encoding="utf-8")).items():
             text = " ".join(map(str, value)) if isinstance(value, list) else value
             say(f"{key:<12}{text}")
     if (folder / CONFIG).exists():

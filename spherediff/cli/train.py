@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from spherediff.data import Category, Scalar
     from spherediff.train import TrainConfig
-
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -135,11 +132,11 @@ class Train:
 
     def run(self, invocation: Invocation) -> None:
         """Check, encode, train, save."""
-        from spherediff._files import atomic_write, require_writable
+        from spherediff._files import require_writable, write_json
         from spherediff.data import Encoder, Labels, sample_dimension
         from spherediff.model import Model
         from spherediff.nn import OperatorConfig
-        from spherediff.train import CHECKPOINT, Fields
+        from spherediff.train import CHECKPOINT, RUN, Fields
 
         where = device(self.device)
         config = self._config()
@@ -185,8 +182,7 @@ class Train:
             training=_span(training, sample),
             held_out=_span(held_out, sample),
         )
-        with atomic_write(self.output / RUN) as temporary:
-            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.output / RUN, record)
         try:
             known, judged = Fields(x, told), Fields(y, judged_by)
             result = model.train(known, judged, config, self.output, resume=self.resume)
