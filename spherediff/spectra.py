@@ -27,6 +27,9 @@ from torch import Tensor
 
 from spherediff.harmonics import band_limit, degree_spectrum
 
+# where maximum likelihood looks for the parameters
+_KAPPA, _SMOOTHNESS = (1e-3, 1e6), (1e-3, 1e3)
+
 
 class Spectrum(Protocol):
     """C_ℓ as a function of the degree ℓ."""
@@ -69,13 +72,17 @@ class WhittleMatern:
     @property
     def tau(self) -> float:
         """τ such that the pointwise variance of the untruncated field is σ²."""
-        return math.sqrt(_variance_series(self.smoothness, self.kappa)) / self.std
+        return math.exp(self._log_tau)
+
+    @property
+    def _log_tau(self) -> float:
+        return 0.5 * _log_variance_series(self.smoothness, self.kappa) - math.log(self.std)
 
     def __call__(self, degrees: Tensor) -> Tensor:
         """C_ℓ in float64, shape of ``degrees``."""
         ell = degrees.to(torch.float64)
         shape = torch.log(self.kappa**2 + ell * (ell + 1)) * -(self.smoothness + 1)
-        return torch.exp(shape - 2 * math.log(self.tau))
+        return torch.exp(shape - 2 * self._log_tau)
 
     @staticmethod
     def fit(coefficients: Tensor, lmin: int = 1) -> WhittleMaternFit:
@@ -98,7 +105,7 @@ class WhittleMatern:
 
         Warns:
             UserWarning: the fitted noise is smoother than the data (see
-                :attr:`WhittleMaternFit.excess_slope`).
+                :attr:`WhittleMaternFit.excess_slope`), or κ or ν ends at a bound.
         """
         fields = coefficients.detach().reshape(-1, coefficients.shape[-1]).double()
         lmax = band_limit(fields.shape[-1])
@@ -199,26 +206,25 @@ class Tabulated:
         return self.C[..., degrees]
 
 
-def _variance_series(nu: float, kappa: float) -> float:
-    """Σ_{ℓ≥0} (2ℓ+1)/(4π) (κ² + ℓ(ℓ+1))^{−(ν+1)}, to about 13 digits.
+def _log_variance_series(nu: float, kappa: float) -> float:
+    """log Σ_{ℓ≥0} (2ℓ+1)/(4π) (κ² + ℓ(ℓ+1))^{−(ν+1)}, to about 13 digits of the sum.
 
     With x = ℓ+½ the summand is f(x) = 2x (b + x²)^{−(ν+1)}, b = κ² − ¼: the sum is taken up to
     ℓ < M, and the rest is the midpoint Euler–Maclaurin formula
-    ∫_M^∞ f + f'(M)/24 − 7 f'''(M)/5760, whose integral is (b + M²)^{−ν}/ν.
+    ∫_M^∞ f + f'(M)/24 − 7 f'''(M)/5760, whose integral is (b + M²)^{−ν}/ν.  Both are taken in
+    units of the largest summand, since f itself leaves the range of numbers for a large ν.
     """
     M = math.ceil(100 + 4 * kappa)
     b, p = kappa**2 - 0.25, nu + 1
     x = np.arange(M) + 0.5
-    head = float(np.sum((2 * x * (b + x**2) ** -p)[::-1]))
+    log_f = np.log(2 * x) - p * np.log(b + x**2)
+    largest = float(log_f.max())
+    head = float(np.sum(np.exp(log_f - largest)[::-1]))
     r = b + M**2
-    first = 2 * r**-p - 4 * p * M**2 * r ** (-p - 1)
-    third = (
-        -12 * p * r ** (-p - 1)
-        + 48 * p * (p + 1) * M**2 * r ** (-p - 2)
-        - 16 * p * (p + 1) * (p + 2) * M**4 * r ** (-p - 3)
-    )
-    tail = r**-nu / nu + first / 24 - 7 * third / 5760
-    return (head + tail) / (4 * math.pi)
+    first = 2 - 4 * p * M**2 / r
+    third = -12 * p / r + 48 * p * (p + 1) * M**2 / r**2 - 16 * p * (p + 1) * (p + 2) * M**4 / r**3
+    tail = math.exp(-p * math.log(r) - largest) * (r / nu + first / 24 - 7 * third / 5760)
+    return largest + math.log((head + tail) / (4 * math.pi))
 
 
 def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> WhittleMaternFit:
@@ -243,7 +249,7 @@ def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> Whitt
         loss = 0.5 * np.average(ratio + log_C, weights=w)
         return float(loss), 0.5 * np.average((1 - ratio)[:, None] * jacobian, axis=0, weights=w)
 
-    bounds = [(None, None), (math.log(1e-3), math.log(1e6)), (math.log(1e-3), math.log(1e3))]
+    bounds = [(None, None), *np.log([_KAPPA, _SMOOTHNESS]).tolist()]
     starts = [
         np.array([math.log(target[0]), math.log(kappa), math.log(nu)])
         for kappa in (2.0, 10.0, 50.0)
@@ -261,7 +267,7 @@ def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> Whitt
     fisher = 0.5 * (jacobian.T * w) @ jacobian
     covariance = public @ np.linalg.pinv(fisher, hermitian=True) @ public.T
     errors = np.sqrt(np.clip(np.diag(covariance), 0, None)).tolist()
-    slope, slope_error = _excess_slope(ell.numpy(), target / np.exp(log_C), w)
+    slope, slope_error = _excess_slope(ell.numpy(), np.log(target) - log_C, w)
     # One false alarm in about 30,000 fits to data that follow the model.
     if slope > 4 * slope_error:
         warnings.warn(
@@ -271,17 +277,35 @@ def _fit_whittle_matern(ell: Tensor, empirical: Tensor, weight: Tensor) -> Whitt
             "Tabulated with the data's own spectrum",
             stacklevel=3,
         )
+    if reached := _bounds_reached(best.x):
+        warnings.warn(
+            f"the fit ends at a bound of its search, {reached}: no Whittle–Matérn spectrum is the "
+            "best for these data (one with a cut-off asks for ν → ∞, a white one for κ → ∞, a pure "
+            "power law for κ → 0), and standard errors say little. Tabulated has the data's own "
+            "spectrum",
+            stacklevel=3,
+        )
     names = ("std", "smoothness", "correlation_length")
     return WhittleMaternFit(spectrum, dict(zip(names, errors, strict=True)), slope, slope_error)
+
+
+def _bounds_reached(theta: np.ndarray) -> str:
+    """Which of κ and ν, from (log A, log κ, log ν), are at the end of their range."""
+    found = {"κ": (theta[1], _KAPPA), "ν": (theta[2], _SMOOTHNESS)}
+    return " and ".join(
+        f"{name} = {math.exp(value):g}"
+        for name, (value, ends) in found.items()
+        if np.isclose(value, np.log(ends)).any()
+    )
 
 
 def _public_parameters(theta: np.ndarray) -> tuple[WhittleMatern, np.ndarray]:
     """(σ, ν, ρ) from (log A, log κ, log ν), and the Jacobian of that map (3, 3)."""
 
     def parameters(point: np.ndarray) -> np.ndarray:
-        amplitude, kappa, nu = np.exp(point)
-        variance = amplitude * kappa ** (2 * (nu + 1)) * _variance_series(nu, kappa)
-        return np.array([math.sqrt(variance), nu, math.sqrt(8 * nu) / kappa])
+        kappa, nu = np.exp(point[1:])
+        log_variance = point[0] + 2 * (nu + 1) * point[1] + _log_variance_series(nu, kappa)
+        return np.array([math.exp(0.5 * log_variance), nu, math.sqrt(8 * nu) / kappa])
 
     step = 1e-5
     columns = [
@@ -291,10 +315,10 @@ def _public_parameters(theta: np.ndarray) -> tuple[WhittleMatern, np.ndarray]:
     return WhittleMatern(*parameters(theta).tolist()), np.stack(columns, axis=1)
 
 
-def _excess_slope(ell: np.ndarray, ratio: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+def _excess_slope(ell: np.ndarray, log_ratio: np.ndarray, w: np.ndarray) -> tuple[float, float]:
     """Weighted least-squares slope of log(Ĉ/C) on log ℓ, upper half; Var log(Ĉ/C) ≈ 2/w."""
     upper = ell >= (ell[0] + ell[-1]) / 2
-    x, y, w = np.log(ell[upper]), np.log(ratio[upper]), w[upper]
+    x, y, w = np.log(ell[upper]), log_ratio[upper], w[upper]
     x = x - np.average(x, weights=w)
     information = np.sum(w * x**2)
     return float(np.sum(w * x * y) / information), math.sqrt(2 / information)

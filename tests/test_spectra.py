@@ -32,6 +32,17 @@ def test_std_is_that_of_the_untruncated_field(nu: float, rho: float) -> None:
     torch.testing.assert_close(spectrum(ell), expected, rtol=1e-12, atol=0)
 
 
+def test_a_smoothness_of_hundreds_is_the_limit_of_gaussian_spectra() -> None:
+    # (1 + x/p)^{−p} → e^{−x}, with x = ℓ(ℓ+1)ρ²/8 and an error of x²/2p
+    spectrum = WhittleMatern(1.0, 1e3, 0.3)
+    ell = torch.arange(61)
+    x = ell.double() * (ell + 1) * 0.3**2 / 8
+    ratio = spectrum(ell) / spectrum(ell[:1]) * torch.exp(x)
+    assert ((ratio.log() - x.square() / 2e3).abs() < 0.01 * (1 + x)).all()
+    field = GaussianField(spectrum, 60, dtype=torch.float64)
+    assert float(field.variance) == pytest.approx(1, rel=1e-12)
+
+
 @pytest.mark.parametrize("nu", [1.0, 1.5, 2.5])
 def test_short_correlation_lengths_tend_to_the_planar_matern_function(nu: float) -> None:
     def error(rho: float) -> float:
@@ -84,9 +95,24 @@ def test_fit_warns_when_the_noise_is_smoother_than_the_data() -> None:
     table = WhittleMatern(1.0, 3.0, 1.0)(ell) + 1e-7 * (1 + ell) ** 0.5
     field = GaussianField(Tabulated(table), 63, dtype=torch.float64)
     x = field.sample((50,), generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="smoother than the data"):
+    with (
+        pytest.warns(UserWarning, match="ends at a bound of its search, κ = 0.001:"),
+        pytest.warns(UserWarning, match="smoother than the data"),
+    ):
         fit = WhittleMatern.fit(x)
     assert fit.excess_slope > 4 * fit.excess_slope_error
+
+
+def test_fit_to_a_spectral_cut_off_warns_that_it_ends_at_a_bound() -> None:
+    ell = torch.arange(33)
+    cut = torch.exp(-ell.double() * (ell + 1) / 200)
+    field = GaussianField(Tabulated(cut), 32, dtype=torch.float64)
+    x = field.sample((50,), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="ends at a bound of its search, ν = 1000:"):
+        fit = WhittleMatern.fit(x)
+    # four standard errors of the least known degree, 150 squares, and x²/2ν for the bound itself
+    assert (fit.spectrum(ell)[1:] / cut[1:] - 1).abs().max() < 4 * math.sqrt(2 / 150)
+    assert all(math.isfinite(error) for error in fit.standard_errors.values())
 
 
 def test_bad_parameters() -> None:
