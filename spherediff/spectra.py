@@ -101,7 +101,8 @@ class WhittleMatern:
             fields as independent.
 
         Raises:
-            ValueError: fewer than four degrees, non-finite values, or a degree without power.
+            ValueError: a negative ``lmin``, fewer than four degrees, non-finite values, or a degree
+                without power.
 
         Warns:
             UserWarning: the fitted noise is smoother than the data (see
@@ -109,14 +110,17 @@ class WhittleMatern:
         """
         fields = coefficients.detach().reshape(-1, coefficients.shape[-1]).double()
         lmax = band_limit(fields.shape[-1])
+        if lmin < 0:
+            raise ValueError(f"lmin must be at least 0, got {lmin}")
         if lmax - lmin < 3:
             raise ValueError(f"expected at least four degrees above lmin={lmin}, got lmax={lmax}")
         empirical = degree_spectrum(fields).mean(0)[lmin:]
-        if not torch.isfinite(empirical).all() or (empirical <= 0).any():
+        bad = ~(torch.isfinite(empirical) & (empirical > 0))
+        if bad.any():
+            place = int(torch.nonzero(bad)[0])
             raise ValueError(
                 "expected finite coefficients with power in every degree from lmin on; "
-                "found none in degree "
-                f"{lmin + int(torch.argmin(torch.nan_to_num(empirical, nan=-1.0)))}"
+                f"degree {lmin + place} has mean square {float(empirical[place])}"
             )
         ell = torch.arange(lmin, lmax + 1)
         weight = len(fields) * (2 * ell + 1).double()

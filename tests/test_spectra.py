@@ -132,5 +132,10 @@ def test_bad_parameters() -> None:
         GaussianField(Tabulated([1.0, 1.0]), 2)
     with pytest.raises(ValueError, match="at least four degrees"):
         WhittleMatern.fit(torch.ones(3, 9))
-    with pytest.raises(ValueError, match="none in degree 2"):
+    with pytest.raises(ValueError, match="lmin must be at least 0, got -1"):
+        WhittleMatern.fit(torch.ones(3, 36), lmin=-1)
+    with pytest.raises(ValueError, match="degree 2 has mean square 0"):
         WhittleMatern.fit(torch.tensor([1.0] * 4 + [0.0] * 5 + [1.0] * 27).expand(3, 36))
+    for bad in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"degree 5 has mean square {bad}"):
+            WhittleMatern.fit(torch.tensor([1.0] * 30 + [bad] + [1.0] * 18).expand(3, 49))
