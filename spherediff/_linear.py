@@ -64,7 +64,7 @@ class Solution(NamedTuple):
 
     Attributes:
         solution: x, shape (*batch, n).
-        residual: ‖b − A x‖/‖b‖ of each system, shape (*batch,).
+        residual: ‖b − A x‖/‖b‖ of each system, shape (*batch,); NaN if it overflowed.
         iterations: number of iterations.
     """
 
@@ -84,6 +84,8 @@ def conjugate_gradients(
     """Solve A x = b for every system of the batch at once.
 
     A system that reaches its tolerance stays as it is: its solution does not depend on the others.
+    Each is solved in units of its own, a power of two, so that the squares of its values neither
+    overflow nor vanish.
 
     Args:
         operator: a symmetric positive definite A, (*batch, n) → (*batch, n).
@@ -95,6 +97,8 @@ def conjugate_gradients(
         preconditioner: a symmetric positive definite approximation of A⁻¹, by default the identity.
     """
     precondition = preconditioner or (lambda r: r)
+    unit = _magnitude(b)
+    b = b / unit
     target = tolerance * b.norm(dim=-1, keepdim=True)
     x = scale * b
     residual = b - operator(x)
@@ -102,7 +106,7 @@ def conjugate_gradients(
     power = (residual * improved).sum(-1, keepdim=True)
     iterations = 0
     while iterations < max_iterations:
-        unsolved = residual.norm(dim=-1, keepdim=True) > target
+        unsolved = ~(residual.norm(dim=-1, keepdim=True) <= target)  # NaN is none
         if not unsolved.any():
             break
         image = operator(direction)
@@ -114,9 +118,16 @@ def conjugate_gradients(
         direction = improved + _quotient(power, previous) * direction
         iterations += 1
     remainder = b - operator(x)
-    return Solution(x, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
+    return Solution(unit * x, _quotient(remainder.norm(dim=-1), b.norm(dim=-1)), iterations)
+
+
+def _magnitude(b: Tensor) -> Tensor:
+    """The power of two next below the largest value of each system, 1 for zeros; (*batch, 1)."""
+    largest = b.abs().amax(-1, keepdim=True)
+    mantissa, _ = torch.frexp(largest)  # from ½ to 1
+    return torch.where(largest == 0, 1.0, largest / (2 * mantissa))
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Quotient, 0 where the denominator is: a system that is solved already stays as it is."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
+    return torch.where(denominator <= 0, 0.0, numerator / denominator)

@@ -288,7 +288,7 @@ class _Rings:
             b = b[..., 1:].flatten(-2)
             found = conjugate_gradients(normal, b, tolerance, _MAX_ITERATIONS, scale=pixel_area)
             if found.iterations == _MAX_ITERATIONS and bool(
-                (found.residual > 2 * tolerance).any()  # rounding adds to it at the end
+                (~(found.residual <= 2 * tolerance)).any()  # rounding adds to it at the end
             ):
                 warnings.warn(
                     f"{self.grid!r} vector analysis at lmax = {lmax} did not converge: relative"

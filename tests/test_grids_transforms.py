@@ -272,6 +272,23 @@ def test_healpix_says_when_it_does_not_converge():
     assert not grid.analysis(torch.zeros(grid.shape), 16).any()
 
 
+@pytest.mark.parametrize("exponent", [-110, 60, 100])
+def test_healpix_analysis_is_the_same_in_any_units(exponent):
+    # units by powers of two round alike; squares of such values leave the range of float32
+    grid = HEALPix(4)
+    values = grid.synthesis(draw(2, lmax=8, dtype=torch.float32))
+    plain, scaled = grid.solve(values, 8), grid.solve(2.0**exponent * values, 8)
+    assert relative(scaled.coefficients.double() / 2.0**exponent, plain.coefficients) < 1e-6
+    torch.testing.assert_close(scaled.residual, plain.residual)
+
+
+def test_healpix_analysis_that_overflows_did_not_converge():
+    grid = HEALPix(4)
+    with pytest.warns(UserWarning, match="did not converge: relative residual nan"):
+        solution = grid.solve(torch.full(grid.shape, 3e38), 8)
+    assert solution.residual.isnan()
+
+
 @pytest.mark.parametrize(("nside", "lmax"), [(1, 2), (16, 32), (32, 95)])
 def test_healpix_agrees_with_healpy(nside, lmax):
     a = draw(lmax=lmax)

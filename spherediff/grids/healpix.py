@@ -207,7 +207,7 @@ class HEALPix(Grid):
             found = conjugate_gradients(normal, b, tolerance, max_iterations, scale=pixel_area)
             solution = Solution(*found)
             if solution.iterations == max_iterations and bool(
-                (solution.residual > 2 * tolerance).any()  # rounding adds to it at the end
+                (~(solution.residual <= 2 * tolerance)).any()  # rounding adds to it at the end
             ):
                 warnings.warn(
                     f"{self!r} analysis at lmax = {lmax} did not converge: relative residual"

@@ -162,7 +162,7 @@ def _estimate(
         found = conjugate_gradients(
             lambda y: at.along(at.transpose(y)), b, tolerance, _MAX_ITERATIONS
         )
-        if bool((found.residual > 10 * tolerance).any()):
+        if bool((~(found.residual <= 10 * tolerance)).any()):
             raise ValueError(
                 "the Malliavin covariance is singular or nearly so: conjugate gradients left a"
                 f" relative residual of {float(found.residual.max()):.1e} after"
