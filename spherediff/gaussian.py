@@ -35,7 +35,11 @@ class GaussianMeasure:
     device: torch.device
 
     def color(self, z: Tensor) -> Tensor:
-        """C^{1/2} z: white noise of shape (..., *event_shape) to a draw of the field."""
+        """C^{1/2} z: white noise of shape (..., *event_shape) to a draw of the field.
+
+        Raises:
+            ValueError: z has another shape, as in all methods below.
+        """
         raise NotImplementedError
 
     def whiten(self, x: Tensor) -> Tensor:
@@ -141,6 +145,7 @@ class GaussianField(GaussianMeasure):
 
     def color(self, z: Tensor) -> Tensor:
         """√C_ℓ z_i."""
+        check_coefficients(self, z, "color")
         return z * self.std_per_coefficient
 
     def _color_in_place(self, z: Tensor) -> Tensor:
@@ -148,6 +153,7 @@ class GaussianField(GaussianMeasure):
 
     def whiten(self, x: Tensor) -> Tensor:
         """x_i/√C_ℓ; where C_ℓ = 0, zero stays zero and anything else is infinite."""
+        check_coefficients(self, x, "whiten")
         std = self.std_per_coefficient
         return torch.where((std == 0) & (x == 0), 0, x / std)
 
@@ -252,10 +258,12 @@ class MultivariateGaussianField(GaussianMeasure):
 
     def color(self, z: Tensor) -> Tensor:
         """L_ℓ z over the channel axis."""
+        check_coefficients(self, z, "color")
         return self._apply(self._factor, z)
 
     def whiten(self, x: Tensor) -> Tensor:
         """L_ℓ⁻¹ x over the channel axis."""
+        check_coefficients(self, x, "whiten")
         eye = torch.eye(self.event_shape[0], dtype=torch.float64)
         return self._apply(torch.linalg.solve_triangular(self._factor, eye, upper=False), x)
 

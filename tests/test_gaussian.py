@@ -182,6 +182,19 @@ def test_float32_and_moves() -> None:
     assert field.to(dtype=torch.float64).sample((), generator=seeded()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("field", [make(7), correlated()], ids=["one", "correlated"])
+def test_fields_of_another_shape_are_refused(field: GaussianField) -> None:
+    x = torch.zeros(field.event_shape, dtype=torch.float64)
+    for other in (x[..., :1], x[..., :9], x.new_zeros(())):
+        for method in (field.color, field.whiten, field.norm):
+            with pytest.raises(ValueError, match="expected coefficients of shape.*for lmax 7"):
+                method(other)
+        for method in (field.inner, field.log_density_shift):
+            for pair in ((x, other), (other, x)):
+                with pytest.raises(ValueError, match="expected coefficients of shape"):
+                    method(*pair)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="lmax 5.*lmax 6"):
         make(5).equivalence(make(6))
