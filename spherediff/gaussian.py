@@ -155,7 +155,9 @@ class GaussianField(GaussianMeasure):
         """x_i/√C_ℓ; where C_ℓ = 0, zero stays zero and anything else is infinite."""
         check_coefficients(self, x, "whiten")
         std = self.std_per_coefficient
-        return torch.where((std == 0) & (x == 0), 0, x / std)
+        # what torch.where does not choose is finite too: gradients are NaN otherwise
+        white = x / torch.where(std == 0, 1, std)
+        return torch.where((std == 0) & (x != 0), x.detach() / std, white)
 
     @property
     def variance(self) -> Tensor:
@@ -188,16 +190,15 @@ class GaussianField(GaussianMeasure):
         Raises:
             ValueError: the two fields differ in lmax or channels.
         """
-        _require_same_event(self, other)
-        S, C = other.degree_variance, self.degree_variance
-        ratio = torch.where((S == 0) & (C == 0), 1, S / C)
-        return (self._multiplicity * (ratio - 1).square()).cumsum(-1)
+        r = self._ratio(other)
+        return (self._multiplicity * (r - 1).square()).cumsum(-1)
 
     def relative_entropy(self, other: GaussianField) -> Tensor:
         """Partial sums of KL(N(0, S) ‖ N(0, C)) = Σ(2ℓ+1) ½(r_ℓ − 1 − log r_ℓ), r_ℓ = S_ℓ/C_ℓ.
 
-        S is the spectrum of ``other``, C that of this field.  The sum converges as lmax → ∞
-        exactly when the two measures are equivalent.
+        S is the spectrum of ``other``, C that of this field; it is infinite from the first degree
+        in which only one of them is zero.  The sum converges as lmax → ∞ exactly when the two
+        measures are equivalent.
 
         Returns:
             float64 of shape (lmax+1,) or (channels, lmax+1), in nats, one for each band limit.
@@ -205,9 +206,15 @@ class GaussianField(GaussianMeasure):
         Raises:
             ValueError: the two fields differ in lmax or channels.
         """
+        r = self._ratio(other)
+        nats = torch.where(r.isinf(), r, 0.5 * (r - 1 - r.log()))
+        return (self._multiplicity * nats).cumsum(-1)
+
+    def _ratio(self, other: GaussianField) -> Tensor:
+        """S_ℓ/C_ℓ, 1 where both are zero."""
         _require_same_event(self, other)
-        r = other.degree_variance / self.degree_variance
-        return (self._multiplicity * 0.5 * (r - 1 - r.log())).cumsum(-1)
+        S, C = other.degree_variance, self.degree_variance
+        return torch.where((S == 0) & (C == 0), 1, S / C)
 
     @property
     def _multiplicity(self) -> Tensor:

@@ -106,6 +106,17 @@ def test_directions_without_noise_lie_outside_the_cameron_martin_space() -> None
     assert field.norm(h) == math.inf
     h[0] = 0
     assert float(field.norm(h)) == pytest.approx(math.sqrt(3 / 1 + 5 / 4))
+    h.requires_grad_()
+    (gradient,) = torch.autograd.grad(field.inner(h, h), h)
+    expected = torch.tensor([0.0] + 3 * [2.0] + 5 * [0.5], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_relative_entropy_of_fields_without_some_degree() -> None:
+    without, whole = make(2, Tabulated([0.0, 1.0, 4.0])), make(2, Tabulated([1.0, 1.0, 8.0]))
+    assert not without.relative_entropy(without).any()
+    assert without.relative_entropy(whole).tolist() == 3 * [math.inf]
+    assert whole.relative_entropy(without).tolist() == 3 * [math.inf]
 
 
 def test_feldman_hajek_sums_and_relative_entropy() -> None:
