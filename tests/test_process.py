@@ -94,6 +94,17 @@ def test_times_broadcast_over_channels() -> None:
     torch.testing.assert_close(x[1], one[1])
 
 
+def test_times_of_one_field_have_noise_of_their_own() -> None:
+    process = make()
+    x0 = torch.zeros(2, 16, dtype=torch.float64)
+    t = torch.full((3, 1), 0.5, dtype=torch.float64)
+    for draw in (process.noised, lambda x, t, **kw: process.transition(x, 0.2, t, **kw)):
+        found = draw(x0, t, generator=torch.Generator().manual_seed(1))
+        expected = draw(x0.expand(3, 2, 16), 0.5, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(found, expected)
+        assert not torch.equal(found[0], found[1])
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="C_ℓ = 0 at degree 2"):
         OrnsteinUhlenbeck(GaussianField(Tabulated([1.0, 1.0, 0.0]), 2))

@@ -94,10 +94,14 @@ class ForwardProcess:
         *,
         generator: Randomness,
     ) -> Tensor:
-        """Draw X_t given clean fields X_0 = ``x0``, shape (*batch, *event_shape)."""
+        """Draw X_t given clean fields X_0 = ``x0``, shape (*batch, *event_shape).
+
+        Where several times meet one field, each has noise of its own.
+        """
         check_coefficients(self.field, x0, "noised")
         alpha, sigma = self.marginal(t)
-        return alpha * x0 + sigma * self._white(x0, generator)
+        mean = alpha * x0
+        return mean + sigma * self._white(mean, generator)
 
     def cameron_martin(self, h: Tensor, t: Tensor | float) -> Direction:
         """Partial sums of Σ h_i²/σ_i(t)², by degree, of a direction h of shape (..., n).

@@ -78,7 +78,8 @@ class LinearProcess(ForwardProcess):
         if (elapsed < 0).any():
             raise ValueError(f"expected s ≤ t, got s={s}, t={t}")
         alpha = self._place(self._decay(elapsed))
-        return alpha * x + self._noise_std(elapsed) * self._white(x, generator)
+        mean = alpha * x
+        return mean + self._noise_std(elapsed) * self._white(mean, generator)
 
 
 class OrnsteinUhlenbeck(LinearProcess):
