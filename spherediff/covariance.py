@@ -27,15 +27,12 @@ class Covariance:
         factor: U, shape (k, *event_shape); without it the covariance is diagonal.
 
     Raises:
-        ValueError: D negative or not finite, or shapes that do not fit.
+        ValueError: D negative, D or U not finite, or shapes that do not fit.
     """
 
     def __init__(self, diagonal: Tensor, factor: Tensor | None = None) -> None:
-        if not (torch.isfinite(diagonal) & (diagonal >= 0)).all():
-            raise ValueError(
-                "variances must be finite and not negative; "
-                f"found {int((~(diagonal >= 0)).sum())} that are not"
-            )
+        if bad := int((~(torch.isfinite(diagonal) & (diagonal >= 0))).sum()):
+            raise ValueError(f"variances must be finite and not negative; found {bad} that are not")
         if factor is None:
             factor = diagonal.new_zeros(0, *diagonal.shape)
         if factor.shape[1:] != diagonal.shape:
@@ -43,6 +40,8 @@ class Covariance:
                 f"expected a factor of shape (k, {', '.join(map(str, diagonal.shape))}), "
                 f"got {tuple(factor.shape)}"
             )
+        if bad := int((~torch.isfinite(factor)).sum()):
+            raise ValueError(f"the factor must be finite; found {bad} numbers in it that are not")
         self.event_shape = tuple(diagonal.shape)
         self.diagonal, self.factor = diagonal, factor
         self._event_axes = tuple(range(-diagonal.ndim, 0))

@@ -106,7 +106,7 @@ class GaussianDenoiser(Denoiser):
 
     Raises:
         TypeError: not exactly one of ``variance`` and ``covariance``.
-        ValueError: shapes that do not fit the process.
+        ValueError: shapes that do not fit the process, or numbers that are not finite.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class GaussianDenoiser(Denoiser):
         self.covariance = Covariance(covariance.diagonal.to(**place), covariance.factor.to(**place))
         self.mean = torch.zeros(process.event_shape, **place) if mean is None else mean.to(**place)
         check_coefficients(process.field, self.mean, "mean")
+        _require_finite(self.mean, "mean")
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t) = μ + Sα(αSα + σ²)⁻¹(x − αμ)."""
@@ -221,7 +222,7 @@ class EmpiricalDenoiser(Denoiser):
         chunk_elements: at most about so many numbers are held at a time.
 
     Raises:
-        ValueError: an empty archive, or shapes that do not fit.
+        ValueError: an empty archive, shapes that do not fit, or numbers that are not finite.
     """
 
     def __init__(
@@ -235,6 +236,7 @@ class EmpiricalDenoiser(Denoiser):
             )
         self.process = process
         self.data = data.to(process.field.device, process.field.dtype)
+        _require_finite(self.data, "archive")
         self.chunk_elements = chunk_elements
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
@@ -262,7 +264,7 @@ class EmpiricalDenoiser(Denoiser):
         )
         log_total = x.new_full(x.shape[: x.ndim - events], -math.inf)
         m = torch.zeros_like(x)
-        size = max(1, self.chunk_elements // x.numel())
+        size = max(1, self.chunk_elements // max(1, x.numel()))
         for members in self.data.split(size):
             logits = -0.5 * ((x1 - alpha1 * members) / sigma1).square().sum(axes)
             log_chunk = torch.logsumexp(logits, -1)
@@ -368,7 +370,8 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
             the others; all if not given.
 
     Raises:
-        ValueError: a process without channels, or shapes that do not fit.
+        ValueError: a process without channels, shapes that do not fit, or a mean that is not
+            finite.
     """
 
     mean: Tensor
@@ -401,6 +404,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
         self.network = network
         place = {"device": process.field.device, "dtype": process.field.dtype}
         self.register_buffer("mean", mean.to(**place))
+        _require_finite(self.mean, "mean")
         self.covariance = Covariance(covariance.diagonal.to(**place), covariance.factor.to(**place))
         size = (self.covariance.variance.sum(-1, keepdim=True) / (4 * math.pi)).sqrt()
         self.unit = torch.where(size > 0, size, 1) if unit is None else unit.to(**place)
@@ -507,3 +511,11 @@ class GuidedDenoiser(Denoiser):
         both = self.denoiser.given(torch.stack([told, torch.zeros_like(told)]))
         with_label, without = evaluate(both, x.expand(2, *x.shape))
         return without + w * (with_label - without)
+
+
+def _require_finite(x: Tensor, what: str) -> None:
+    if bad := int((~torch.isfinite(x)).sum()):
+        raise ValueError(
+            f"{what}: expected finite coefficients, found {bad} of {x.numel()} that are not in "
+            f"{x.dtype}; leave out the fields that they are of"
+        )

@@ -112,6 +112,8 @@ class Sampler:
         Returns:
             Coefficients, shape (*shape, *event_shape).
         """
+        if 0 in shape:  # no network need know what to make of no fields
+            return self.process.field.sample(shape, generator=generator)
         if isinstance(progress, bool):
             with self.progress_bar(self.steps, progress) as bar:
                 return self.sample(shape, generator=generator, progress=bar)

@@ -85,6 +85,11 @@ def test_errors() -> None:
         Covariance.shrunk(normal(9, 5), rank=0)
     with pytest.raises(ValueError, match="finite and not negative"):
         Covariance(torch.tensor([1.0, -1.0]))
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="variances must be finite.*found 1 that are not"):
+            Covariance(torch.tensor([1.0, bad]))
+        with pytest.raises(ValueError, match="factor must be finite; found 1 numbers"):
+            Covariance(torch.ones(2), torch.tensor([[1.0, bad]]))
     with pytest.raises(ValueError, match="factor of shape"):
         Covariance(torch.ones(3), torch.ones(2, 4))
 

@@ -217,6 +217,27 @@ def test_a_mode_without_variance_returns_its_mean() -> None:
     assert (neural(normal(3, 1, 4), 0.5)[..., 0] == 5).all()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
+    process, good = make_process(2, 1), torch.ones(1, 9)
+    spoilt = torch.cat([good[:, :8], torch.tensor([[bad]])], -1)
+    with pytest.raises(ValueError, match="archive: expected finite coefficients, found 1 of 18"):
+        EmpiricalDenoiser(process, torch.stack([good, spoilt]))
+    with pytest.raises(ValueError, match="variances must be finite"):
+        GaussianDenoiser(process, spoilt)
+    with pytest.raises(ValueError, match="mean: expected finite coefficients, found 1 of 9"):
+        GaussianDenoiser(process, good, mean=spoilt)
+    with pytest.raises(ValueError, match="mean: expected finite coefficients, found 1 of 9"):
+        NeuralDenoiser(process, Constant(0.0), spoilt, good)
+
+
+def test_no_fields_have_no_estimates() -> None:
+    process = make_process(2)
+    none = torch.zeros(0, 9, dtype=torch.float64)
+    for maker in MAKERS.values():
+        assert maker(process)(none, 0.5).shape == (0, 9)
+
+
 def test_errors() -> None:
     process = make_process(2)
     with pytest.raises(TypeError, match="exactly one of variance and covariance"):

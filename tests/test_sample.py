@@ -353,6 +353,20 @@ def test_data_that_the_schedule_ends_too_early_for_are_said_to_be(ratio: float) 
     torch.testing.assert_close(kept[7:], variance[7:], rtol=2 * ratio * math.exp(-10), atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_an_empty_batch_is_drawn_without_the_denoiser(kind: str, shape: tuple[int, ...]) -> None:
+    class OfSome(GaussianDenoiser):
+        def __call__(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+            raise AssertionError("called for no fields")
+
+    noise = GaussianField(PowerLaw(1.0, 3.0), 2, dtype=torch.float64)
+    denoiser = OfSome(OrnsteinUhlenbeck(noise), noise.variance_per_coefficient)
+    x = KINDS[kind](denoiser, 8).sample(shape, generator=torch.Generator())
+    assert x.shape == (*shape, 9)
+    assert x.dtype == torch.float64
+
+
 def test_every_sampler_states_its_order() -> None:
     for kind in (EulerMaruyama, Bridge, Heun, ProbabilityFlow, ReverseSDE):
         assert kind.order in (1, 2)
