@@ -26,23 +26,15 @@ All transforms are made by ducc0, whose pair (V_θ, V_φ) of spin 1 is (−v, u)
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, Protocol, TypeVar
-
-import ducc0
-import numpy as np
 import torch
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff._linear import conjugate_gradients, linear
-from spherediff.grids import GaussLegendre, Grid, HEALPix, LatLon, Points, _packed, healpix, points
+from spherediff._linear import linear
+from spherediff.grids import Grid
 
 EARTH_RADIUS = 6_371_008.8
 """Mean radius of the Earth, metres."""
-
-_MAX_ITERATIONS = 100
-_Array = TypeVar("_Array", Tensor, np.ndarray)
 
 
 class VectorTransform:
@@ -61,11 +53,15 @@ class VectorTransform:
         max_lmax: the largest band limit that :meth:`analysis` recovers; −1 if there is none.
 
     Raises:
-        TypeError: a grid of another class than those of :mod:`spherediff.grids`.
+        TypeError: ``grid`` is none of :mod:`spherediff.grids`.
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._engine = _engine(grid)
+        if not isinstance(grid, Grid):
+            raise TypeError(
+                f"expected HEALPix, GaussLegendre, LatLon or Points, got {type(grid).__name__}:"
+                " there are no vector transforms for it"
+            )
         self.grid = grid
         self.shape = (2, *grid.shape)
         self.max_lmax = grid.max_lmax
@@ -118,13 +114,13 @@ class VectorTransform:
         """
         self._require_values(values, lmax)
         values = self.grid._analysable(values, lmax)
-        return self._engine.analysis(_to_ducc(values, self._axis), lmax)
+        return self.grid._analysis(_to_ducc(values, self._axis), lmax, spin=1)
 
     def _synthesis(self, a: Tensor) -> Tensor:
-        return _from_ducc(self._engine.synthesis(a), self._axis)
+        return _from_ducc(self.grid._synthesis(a, spin=1), self._axis)
 
     def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        return self._engine.adjoint(_to_ducc(values, self._axis), lmax)
+        return self.grid._adjoint(_to_ducc(values, self._axis), lmax, spin=1)
 
     @property
     def _axis(self) -> int:
@@ -210,186 +206,3 @@ def _from_ducc(values: Tensor, axis: int) -> Tensor:
 def _to_ducc(values: Tensor, axis: int) -> Tensor:
     u, v = values.unbind(axis)
     return torch.stack([-v, u], axis)
-
-
-def _pairs(x: _Array) -> _Array:
-    """Arrays (2·batch, 1, …) of single components as (batch, 2, …), without a copy."""
-    return x.reshape(-1, 2, *x.shape[2:])
-
-
-class _Engine(Protocol):
-    """The transforms of one grid between (E, B) and (V_θ, V_φ), on checked tensors."""
-
-    def synthesis(self, a: Tensor) -> Tensor: ...
-
-    def adjoint(self, values: Tensor, lmax: int) -> Tensor: ...
-
-    def analysis(self, values: Tensor, lmax: int) -> Tensor:
-        """Differentiable, unlike the other two."""
-        ...
-
-
-def _engine(grid: Grid) -> _Engine:
-    match grid:
-        case HEALPix():
-            return _Rings(grid)
-        case LatLon():
-            return _Rectangle(grid)
-        case GaussLegendre():
-            return _Rectangle(LatLon(grid.latitude, grid.longitude))
-        case Points():
-            return _Scattered(grid)
-    raise TypeError(
-        f"expected HEALPix, GaussLegendre, LatLon or Points, got {type(grid).__name__}: there are"
-        " no vector transforms for it"
-    )
-
-
-class _Rings:
-    """HEALPix: synthesis ring by ring, analysis by conjugate gradients."""
-
-    def __init__(self, grid: HEALPix) -> None:
-        self.grid = grid
-
-    def synthesis(self, a: Tensor) -> Tensor:
-        packed, lmax = _packed.pack(a), _packed.band_limit(a)
-        maps = _packed.empty_maps(packed, self.grid.shape)
-        for rings in self.grid._ring_bands(lmax, 2 * packed.itemsize):
-            options = self._options(lmax)
-            ducc0.sht.synthesis(alm=_pairs(packed), map=_pairs(maps), **rings, **options)
-        values = _packed.from_maps(maps, a, self.grid.shape)
-        if self.grid.ordering == "nested":
-            values = values.index_select(-1, self.grid._ring_of_nested.to(values.device))
-        return values
-
-    def adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        if self.grid.ordering == "nested":
-            values = values.index_select(-1, self.grid._nested_of_ring.to(values.device))
-        maps = _packed.to_maps(values, self.grid.shape)
-        packed = _packed.empty(maps, lmax)
-        options = self._options(lmax)
-        ducc0.sht.adjoint_synthesis(
-            alm=_pairs(packed), map=_pairs(maps), **self.grid._rings, **options
-        )
-        return _packed.unpack(packed, values, 1)
-
-    def analysis(self, values: Tensor, lmax: int) -> Tensor:
-        """(SᵀS)⁻¹ Sᵀ v on the degrees from 1 on, where SᵀS is close to npix/4π."""
-        tolerance = healpix._TOLERANCE[values.dtype]
-        pixel_area = float(self.grid.area_weights[0])
-
-        def whole(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x.unflatten(-1, (2, -1)), (1, 0))
-
-        def normal(x: Tensor) -> Tensor:
-            return self.adjoint(self.synthesis(whole(x)), lmax)[..., 1:].flatten(-2)
-
-        def inverse(b: Tensor) -> Tensor:
-            b = b[..., 1:].flatten(-2)
-            found = conjugate_gradients(normal, b, tolerance, _MAX_ITERATIONS, scale=pixel_area)
-            if found.iterations == _MAX_ITERATIONS and bool(
-                (~(found.residual <= 2 * tolerance)).any()  # rounding adds to it at the end
-            ):
-                warnings.warn(
-                    f"{self.grid!r} vector analysis at lmax = {lmax} did not converge: relative"
-                    f" residual {float(found.residual.max()):.1e} after {_MAX_ITERATIONS}"
-                    f" iterations, tolerance {tolerance:.1e}",
-                    stacklevel=2,
-                )
-            return whole(found.solution)
-
-        b = linear(values, lambda v: self.adjoint(v, lmax), self.synthesis)
-        return linear(b, inverse, inverse)
-
-    def _options(self, lmax: int) -> dict[str, Any]:
-        return {"lmax": lmax, "spin": 1, "theta_interpol": True, "nthreads": _packed.threads()}
-
-
-class _Rectangle:
-    """Regular latitudes and longitudes, with the exact quadrature that belongs to them."""
-
-    def __init__(self, grid: LatLon) -> None:
-        self.grid = grid
-
-    def synthesis(self, a: Tensor) -> Tensor:
-        packed, lmax = _packed.pack(a), _packed.band_limit(a)
-        maps = _packed.empty_maps(packed, self.grid._rectangle)
-        for alm, out in zip(_pairs(packed), _pairs(maps), strict=True):
-            ducc0.sht.synthesis_2d(alm=alm, map=out, lmax=lmax, **self._options)
-        return self.grid._arrange(_packed.from_maps(maps, a, self.grid._rectangle))
-
-    def adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        maps = _packed.to_maps(self.grid._arrange_transposed(values), self.grid._rectangle)
-        packed = _packed.empty(maps, lmax)
-        for field, out in zip(_pairs(maps), _pairs(packed), strict=True):
-            ducc0.sht.adjoint_synthesis_2d(alm=out, map=field, lmax=lmax, **self._options)
-        return _packed.unpack(packed, values, 2)
-
-    def analysis(self, values: Tensor, lmax: int) -> Tensor:
-        return linear(
-            self.grid._restore(values),
-            lambda v: self._quadrature(v, lmax),
-            self._adjoint_quadrature,
-        )
-
-    def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
-        maps = _packed.to_maps(values, self.grid._rectangle)
-        orders, length = self.grid._table_shape(lmax)
-        table = np.empty_like(_packed.empty(maps, 0), shape=(len(maps), 1, orders * length))
-        for field, out in zip(_pairs(maps), _pairs(table), strict=True):
-            ducc0.sht.analysis_2d(alm=out, map=field, **self._table_options(lmax))
-        m, ell = np.triu_indices(lmax + 1)
-        return _packed.unpack(table[..., m * length + ell], values, 2)
-
-    def _adjoint_quadrature(self, a: Tensor) -> Tensor:
-        packed, lmax = _packed.pack(a), _packed.band_limit(a)
-        orders, length = self.grid._table_shape(lmax)
-        table = np.zeros_like(packed, shape=(len(packed), 1, orders * length))
-        m, ell = np.triu_indices(lmax + 1)
-        table[..., m * length + ell] = packed
-        maps = _packed.empty_maps(packed, self.grid._rectangle)
-        for alm, out in zip(_pairs(table), _pairs(maps), strict=True):
-            ducc0.sht.adjoint_analysis_2d(alm=alm, map=out, **self._table_options(lmax))
-        return _packed.from_maps(maps, a, self.grid._rectangle)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return self.grid._options | {"spin": 1}
-
-    def _table_options(self, lmax: int) -> dict[str, Any]:
-        return self.grid._table_options(lmax) | {"spin": 1}
-
-
-class _Scattered:
-    """Arbitrary points, which have no analysis: :meth:`VectorTransform.analysis` refuses them."""
-
-    def __init__(self, grid: Points) -> None:
-        self.grid = grid
-
-    def synthesis(self, a: Tensor) -> Tensor:
-        packed, lmax = _packed.pack(a), _packed.band_limit(a)
-        values = _packed.empty_maps(packed, self.grid.shape)
-        options = self._options(lmax, values.dtype)
-        for alm, out in zip(_pairs(packed), _pairs(values), strict=True):
-            ducc0.sht.synthesis_general(alm=alm, map=out, **options)
-        return _packed.from_maps(values, a, self.grid.shape)
-
-    def adjoint(self, values: Tensor, lmax: int) -> Tensor:
-        maps = _packed.to_maps(values, self.grid.shape)
-        packed = _packed.empty(maps, lmax)
-        options = self._options(lmax, maps.dtype)
-        for field, out in zip(_pairs(maps), _pairs(packed), strict=True):
-            ducc0.sht.adjoint_synthesis_general(map=field, alm=out, **options)
-        return _packed.unpack(packed, values, 1)
-
-    def analysis(self, values: Tensor, lmax: int) -> Tensor:
-        raise NotImplementedError
-
-    def _options(self, lmax: int, dtype: np.dtype[Any]) -> dict[str, Any]:
-        return {
-            "lmax": lmax,
-            "spin": 1,
-            "loc": self.grid._locations,
-            "epsilon": points._EPSILON[dtype],
-            "nthreads": _packed.threads(),
-        }

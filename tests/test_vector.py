@@ -350,7 +350,7 @@ def test_healpix_analysis_is_least_squares(monkeypatch):
     matrix = transform.synthesis(unit[kept]).flatten(1).T
     expected = torch.linalg.lstsq(matrix, values.flatten()[:, None]).solution[:, 0]
     assert relative(transform.analysis(values, 8).flatten()[kept], expected) < 1e-11
-    monkeypatch.setattr("spherediff.vector._MAX_ITERATIONS", 2)
+    monkeypatch.setattr("spherediff.grids.healpix._MAX_ITERATIONS", 2)
     with pytest.warns(UserWarning, match="vector analysis at lmax = 8 did not conv.* after 2 iter"):
         transform.analysis(values, 8)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +20,11 @@ def threads() -> int:
 def band_limit(a: Tensor) -> int:
     """Band limit of coefficients of shape (..., n)."""
     return harmonics.band_limit(a.shape[-1])
+
+
+def components(x: NDArray[Any], spin: int) -> NDArray[Any]:
+    """Arrays (fields, 1, …) as (fields/c, c, …) of c = 1 + spin components each, without a copy."""
+    return x.reshape(-1, 1 + spin, *x.shape[2:])
 
 
 def pack(a: Tensor) -> NDArray[np.complexfloating]:

@@ -87,21 +87,32 @@ class GaussLegendre(Grid):
     def _weights(self) -> Tensor:
         return torch.from_numpy(ducc0.misc.GL_weights(*self.shape))[:, None]
 
-    def _synthesis(self, a: Tensor) -> Tensor:
+    @cached_property
+    def _rectangle(self) -> LatLon:
+        """The same points, for transforms of spin 1."""
+        return LatLon(self.latitude, self.longitude)
+
+    def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
+        if spin:
+            return self._rectangle._synthesis(a, spin)
         *batch, n = a.shape
         if a.numel() == 0:
             return a.new_empty(*batch, *self.shape)
         engine = _engine(harmonics.band_limit(n), self.shape, a.dtype, a.device)
         return engine.synthesis(a.reshape(-1, n)).view(*batch, *self.shape)
 
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+    def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
+        if spin:
+            return self._rectangle._adjoint(values, lmax, spin)
         batch, n = values.shape[:-2], harmonics.count(lmax)
         if values.numel() == 0:
             return values.new_empty(*batch, n)
         engine = _engine(lmax, self.shape, values.dtype, values.device)
         return engine.adjoint(values.reshape(-1, *self.shape)).view(*batch, n)
 
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+    def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
+        if spin:
+            return self._rectangle._analysis(values, lmax, spin)
         return self.adjoint(values * self._weights.to(values), lmax)
 
 

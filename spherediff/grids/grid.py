@@ -53,15 +53,19 @@ class Grid(ABC):
         """Quadrature weights of ``shape`` in steradian, float64, with sum 4π."""
 
     @abstractmethod
-    def _synthesis(self, a: Tensor) -> Tensor:
-        """S on plain tensors: (..., n) → (..., *shape)."""
+    def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
+        """S on plain tensors: (..., n) → (..., *shape).
+
+        With spin 1, here and below, the map of :mod:`spherediff.vector` between E and B, shape
+        (..., 2, n), and ducc0's V_θ and V_φ, shape (..., 2, *shape).
+        """
 
     @abstractmethod
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+    def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         """Sᵀ on plain tensors: (..., *shape) → (..., n)."""
 
     @abstractmethod
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+    def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         """S⁺, differentiable, of values that have been checked."""
 
     def synthesis(self, a: Tensor) -> Tensor:

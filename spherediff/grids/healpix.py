@@ -110,19 +110,12 @@ class HEALPix(Grid):
         base = ducc0.healpix.Healpix_Base(self.nside, "NEST")
         return torch.from_numpy(base.ring2nest(np.arange(self.shape[0])))
 
-    def _synthesis(self, a: Tensor) -> Tensor:
-        packed = _packed.pack(a)
+    def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
+        packed, lmax = _packed.pack(a), _packed.band_limit(a)
         maps = _packed.empty_maps(packed, self.shape)
-        for rings in self._ring_bands(_packed.band_limit(a), packed.itemsize):
-            ducc0.sht.synthesis(
-                alm=packed,
-                map=maps,
-                lmax=_packed.band_limit(a),
-                spin=0,
-                theta_interpol=True,
-                nthreads=_packed.threads(),
-                **rings,
-            )
+        alm, out = (_packed.components(x, spin) for x in (packed, maps))
+        for rings in self._ring_bands(lmax, (1 + spin) * packed.itemsize):
+            ducc0.sht.synthesis(alm=alm, map=out, **rings, **_options(lmax, spin))
         values = _packed.from_maps(maps, a, self.shape)
         if self.ordering == "nested":
             values = values.index_select(-1, self._ring_of_nested.to(values.device))
@@ -140,20 +133,13 @@ class HEALPix(Grid):
         bands = [np.union1d(north, count - 1 - north) for north in northern if len(north)]
         return [{key: column[band] for key, column in self._rings.items()} for band in bands]
 
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+    def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         if self.ordering == "nested":
             values = values.index_select(-1, self._nested_of_ring.to(values.device))
         maps = _packed.to_maps(values, self.shape)
         packed = _packed.empty(maps, lmax)
-        ducc0.sht.adjoint_synthesis(
-            map=maps,
-            alm=packed,
-            lmax=lmax,
-            spin=0,
-            theta_interpol=True,
-            nthreads=_packed.threads(),
-            **self._rings,
-        )
+        field, out = (_packed.components(x, spin) for x in (maps, packed))
+        ducc0.sht.adjoint_synthesis(map=field, alm=out, **self._rings, **_options(lmax, spin))
         return _packed.unpack(packed, values, 1)
 
     def analysis(
@@ -194,32 +180,60 @@ class HEALPix(Grid):
         max_iterations: int = _MAX_ITERATIONS,
     ) -> Solution:
         """As :meth:`analysis`, with the residual of each field and the number of iterations."""
-        values = self._analysable(values, lmax)
-        if tolerance is None:
-            tolerance = _TOLERANCE[values.dtype]
+        return self._least_squares(
+            self._analysable(values, lmax), lmax, 0, tolerance, max_iterations
+        )
+
+    def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
+        return self._least_squares(values, lmax, spin, None, _MAX_ITERATIONS).coefficients
+
+    def _least_squares(
+        self, values: Tensor, lmax: int, spin: int, tolerance: float | None, max_iterations: int
+    ) -> Solution:
+        """(SᵀS)⁻¹ Sᵀ v of checked values, with spin 1 for both components together."""
+        tolerance = _TOLERANCE[values.dtype] if tolerance is None else tolerance
+        pixel_area = 4 * math.pi / self.shape[0]
+        kind = "vector analysis" if spin else "analysis"
         reports: list[Solution] = []
 
-        def normal(a: Tensor) -> Tensor:
-            return self._adjoint(self._synthesis(a), lmax)
+        def synthesis(a: Tensor) -> Tensor:
+            return self._synthesis(a, spin)
+
+        def adjoint(v: Tensor) -> Tensor:
+            return self._adjoint(v, lmax, spin)
+
+        def normal(x: Tensor) -> Tensor:
+            return _unknowns(adjoint(synthesis(_whole(x, spin))), spin)
 
         def inverse(b: Tensor) -> Tensor:
-            pixel_area = 4 * math.pi / self.shape[0]
+            b = _unknowns(b, spin)
             found = conjugate_gradients(normal, b, tolerance, max_iterations, scale=pixel_area)
-            solution = Solution(*found)
-            if solution.iterations == max_iterations and bool(
-                (~(solution.residual <= 2 * tolerance)).any()  # rounding adds to it at the end
+            if found.iterations == max_iterations and bool(
+                (~(found.residual <= 2 * tolerance)).any()  # rounding adds to it at the end
             ):
                 warnings.warn(
-                    f"{self!r} analysis at lmax = {lmax} did not converge: relative residual"
-                    f" {float(solution.residual.max()):.1e} after {max_iterations} iterations,"
+                    f"{self!r} {kind} at lmax = {lmax} did not converge: relative residual"
+                    f" {float(found.residual.max()):.1e} after {max_iterations} iterations,"
                     f" tolerance {tolerance:.1e}",
                     stacklevel=2,
                 )
+            solution = Solution(_whole(found.solution, spin), found.residual, found.iterations)
             reports.append(solution)
             return solution.coefficients
 
-        coefficients = linear(self.adjoint(values, lmax), inverse, inverse)
+        coefficients = linear(linear(values, adjoint, synthesis), inverse, inverse)
         return Solution(coefficients, reports[0].residual, reports[0].iterations)
 
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
-        return self.solve(values, lmax).coefficients
+
+def _options(lmax: int, spin: int) -> dict[str, Any]:
+    return {"lmax": lmax, "spin": spin, "theta_interpol": True, "nthreads": _packed.threads()}
+
+
+def _unknowns(a: Tensor, spin: int) -> Tensor:
+    """What one system solves for: with spin 1 the degrees from 1 on, since S ignores degree 0."""
+    return a[..., 1:].flatten(-2) if spin else a
+
+
+def _whole(x: Tensor, spin: int) -> Tensor:
+    """The transpose of :func:`_unknowns`: coefficients with zeros at degree 0."""
+    return torch.nn.functional.pad(x.unflatten(-1, (2, -1)), (1, 0)) if spin else x

@@ -112,43 +112,49 @@ class LatLon(Grid):
     def _reversed_axes(self) -> list[int]:
         return [-2] * self._south_up + [-1] * self._westward
 
-    def _synthesis(self, a: Tensor) -> Tensor:
-        packed = _packed.pack(a)
+    def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
+        packed, lmax = _packed.pack(a), _packed.band_limit(a)
         maps = _packed.empty_maps(packed, self._rectangle)
-        for alm, out in zip(packed, maps, strict=True):
-            ducc0.sht.synthesis_2d(alm=alm, map=out, lmax=_packed.band_limit(a), **self._options)
+        pairs = (_packed.components(x, spin) for x in (packed, maps))
+        for alm, out in zip(*pairs, strict=True):
+            ducc0.sht.synthesis_2d(alm=alm, map=out, lmax=lmax, **self._options(spin))
         return self._arrange(_packed.from_maps(maps, a, self._rectangle))
 
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+    def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         maps = _packed.to_maps(self._arrange_transposed(values), self._rectangle)
         packed = _packed.empty(maps, lmax)
-        for out, field in zip(packed, maps, strict=True):
-            ducc0.sht.adjoint_synthesis_2d(alm=out, map=field, lmax=lmax, **self._options)
+        pairs = (_packed.components(x, spin) for x in (packed, maps))
+        for out, field in zip(*pairs, strict=True):
+            ducc0.sht.adjoint_synthesis_2d(alm=out, map=field, lmax=lmax, **self._options(spin))
         return _packed.unpack(packed, values, 2)
 
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+    def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         return linear(
-            self._restore(values), lambda v: self._quadrature(v, lmax), self._adjoint_quadrature
+            self._restore(values),
+            lambda v: self._quadrature(v, lmax, spin),
+            lambda a: self._adjoint_quadrature(a, spin),
         )
 
-    def _quadrature(self, values: Tensor, lmax: int) -> Tensor:
+    def _quadrature(self, values: Tensor, lmax: int, spin: int) -> Tensor:
         maps = _packed.to_maps(values, self._rectangle)
-        table = np.empty_like(_packed.empty(maps, 0), shape=(len(maps), *self._table_shape(lmax)))
-        for out, field in zip(table, maps, strict=True):
-            alm = out.reshape(1, -1)
-            ducc0.sht.analysis_2d(alm=alm, map=field, **self._table_options(lmax))
+        orders, length = self._table_shape(lmax)
+        table = np.empty_like(_packed.empty(maps, 0), shape=(len(maps), 1, orders * length))
+        pairs = (_packed.components(x, spin) for x in (table, maps))
+        for out, field in zip(*pairs, strict=True):
+            ducc0.sht.analysis_2d(alm=out, map=field, **self._table_options(lmax, spin))
         m, ell = np.triu_indices(lmax + 1)
-        return _packed.unpack(table[:, None, m, ell], values, 2)
+        return _packed.unpack(table[..., m * length + ell], values, 2)
 
-    def _adjoint_quadrature(self, a: Tensor) -> Tensor:
-        packed = _packed.pack(a)
-        lmax = _packed.band_limit(a)
-        table = np.zeros_like(packed, shape=(len(packed), *self._table_shape(lmax)))
+    def _adjoint_quadrature(self, a: Tensor, spin: int = 0) -> Tensor:
+        packed, lmax = _packed.pack(a), _packed.band_limit(a)
+        orders, length = self._table_shape(lmax)
+        table = np.zeros_like(packed, shape=(len(packed), 1, orders * length))
         m, ell = np.triu_indices(lmax + 1)
-        table[:, m, ell] = packed[:, 0]
+        table[..., m * length + ell] = packed
         maps = _packed.empty_maps(packed, self._rectangle)
-        for alm, out in zip(table.reshape(len(table), 1, -1), maps, strict=True):
-            ducc0.sht.adjoint_analysis_2d(alm=alm, map=out, **self._table_options(lmax))
+        pairs = (_packed.components(x, spin) for x in (table, maps))
+        for alm, out in zip(*pairs, strict=True):
+            ducc0.sht.adjoint_analysis_2d(alm=alm, map=out, **self._table_options(lmax, spin))
         return _packed.from_maps(maps, a, self._rectangle)
 
     def _table_shape(self, lmax: int) -> tuple[int, int]:
@@ -160,19 +166,18 @@ class LatLon(Grid):
         thinned = self.geometry in ("CC", "F1", "MW", "MWflip")
         return lmax + 1, (self.max_lmax if thinned else lmax) + 1
 
-    def _table_options(self, lmax: int) -> dict[str, Any]:
+    def _table_options(self, lmax: int, spin: int) -> dict[str, Any]:
         orders, length = self._table_shape(lmax)
         starts = np.arange(orders, dtype=np.uint64) * np.uint64(length)
-        return {"lmax": length - 1, "mmax": lmax, "mstart": starts, **self._options}
+        return {"lmax": length - 1, "mmax": lmax, "mstart": starts, **self._options(spin)}
 
     @property
     def _rectangle(self) -> tuple[int, int]:
         return self.shape[0], self._nlon
 
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _options(self, spin: int) -> dict[str, Any]:
         return {
-            "spin": 0,
+            "spin": spin,
             "geometry": self.geometry,
             "phi0": self._phi0,
             "nthreads": _packed.threads(),

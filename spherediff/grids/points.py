@@ -6,6 +6,8 @@ relative to the root mean square of the field, the smallest ducc0 offers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ducc0
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,36 +66,32 @@ class Points(Grid):
         """
         raise ValueError(f"{self!r} are no quadrature nodes: they have no area weights")
 
-    def _synthesis(self, a: Tensor) -> Tensor:
-        packed = _packed.pack(a)
-        lmax = _packed.band_limit(a)
+    def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
+        packed, lmax = _packed.pack(a), _packed.band_limit(a)
         values = _packed.empty_maps(packed, self.shape)
-        for alm, out in zip(packed, values, strict=True):
-            ducc0.sht.synthesis_general(
-                alm=alm,
-                map=out,
-                spin=0,
-                lmax=lmax,
-                loc=self._locations,
-                epsilon=_EPSILON[values.dtype],
-                nthreads=_packed.threads(),
-            )
+        pairs = (_packed.components(x, spin) for x in (packed, values))
+        for alm, out in zip(*pairs, strict=True):
+            ducc0.sht.synthesis_general(alm=alm, map=out, **self._options(lmax, spin, values.dtype))
         return _packed.from_maps(values, a, self.shape)
 
-    def _adjoint(self, values: Tensor, lmax: int) -> Tensor:
+    def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         maps = _packed.to_maps(values, self.shape)
         packed = _packed.empty(maps, lmax)
-        for v, out in zip(maps, packed, strict=True):
+        pairs = (_packed.components(x, spin) for x in (maps, packed))
+        for v, out in zip(*pairs, strict=True):
             ducc0.sht.adjoint_synthesis_general(
-                map=v,
-                alm=out,
-                spin=0,
-                lmax=lmax,
-                loc=self._locations,
-                epsilon=_EPSILON[maps.dtype],
-                nthreads=_packed.threads(),
+                map=v, alm=out, **self._options(lmax, spin, maps.dtype)
             )
         return _packed.unpack(packed, values, 1)
+
+    def _options(self, lmax: int, spin: int, dtype: np.dtype) -> dict[str, Any]:
+        return {
+            "lmax": lmax,
+            "spin": spin,
+            "loc": self._locations,
+            "epsilon": _EPSILON[dtype],
+            "nthreads": _packed.threads(),
+        }
 
     def _analysable(self, values: Tensor, lmax: int) -> Tensor:
         self._require_values(values, lmax)
@@ -102,7 +100,7 @@ class Points(Grid):
             " use adjoint for the transpose of synthesis, or condition a Gaussian field on them"
         )
 
-    def _analysis(self, values: Tensor, lmax: int) -> Tensor:
+    def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         raise NotImplementedError
 
 
