@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+_Self = TypeVar("_Self")
+_Result = TypeVar("_Result")
+_Others = ParamSpec("_Others")
+_Method = Callable[Concatenate[_Self, Tensor, _Others], _Result]
 
-def full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+
+def full_precision(
+    method: _Method[_Self, _Others, _Result],
+) -> _Method[_Self, _Others, _Result]:
     """A method on tensors, the first of them given first, whose products autocast leaves alone."""
 
     @wraps(method)
-    def alone(self: Any, x: Tensor, *arguments: Tensor) -> Any:
+    def alone(self: _Self, x: Tensor, *others: _Others.args, **named: _Others.kwargs) -> _Result:
         with torch.autocast(x.device.type, enabled=False):
-            return method(self, x, *arguments)
+            return method(self, x, *others, **named)
 
     return alone
 

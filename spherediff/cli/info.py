@@ -204,9 +204,9 @@ def _describe_model(folder: Path) -> None:
             say(f"{key:<12}{text}")
     if (folder / CONFIG).exists():
         model = Model.load(folder)
-        encoder, network = model.encoder, model.denoiser.network
+        encoder, network = model.encoder, model.network
         weights = sum(p.numel() for p in network.parameters())
-        config: dict[str, Any] = network.config.to_dict()  # type: ignore[operator, union-attr]
+        config = network.config.to_dict()
         for name, units, scale in zip(encoder.names, encoder.units, encoder.scale, strict=True):
             say(f"variable    {name} [{units}], standard deviation of anomalies {float(scale):.4g}")
         say(f"transforms  {', '.join(map(_short, encoder.transforms))}")

@@ -125,10 +125,11 @@ def _require_columns(samples: int, variables: int) -> None:
         )
 
 
-def _plain(value: Any) -> str | int | float:
+def _plain(value: Any) -> str | float | np.number:
     """What every format can store as an attribute."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return value if is_number else str(value)  # type: ignore[return-value]
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return value
+    return str(value)
 
 
 def _card(text: str) -> str:
