@@ -174,7 +174,7 @@ def _told(places: Sequence[Places], std: Tensor) -> Tensor:
 
 def _power(told: Tensor, latitude: Array, longitude: Array) -> Tensor:
     """E at directions in degrees, (K,) → (K,)."""
-    ell = torch.as_tensor(harmonics.degrees(_SEEN))
+    ell = harmonics.degrees(_SEEN)
     parts = torch.stack([told * (ell == k) / np.sqrt(2 * k + 1) for k in range(1, _SEEN + 1)])
     return 4 * np.pi * Points(latitude, longitude).synthesis(parts).square().sum(0)
 

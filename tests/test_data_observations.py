@@ -31,7 +31,7 @@ def encoder() -> Encoder:
     generator = torch.Generator().manual_seed(0)
     count = 120
     a = torch.randn(count, 4, harmonics.count(LMAX), generator=generator, dtype=torch.float64)
-    a = a / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    a = a / (1 + harmonics.degrees(LMAX))
     t, pr, u, v = GRID.synthesis(a).numpy().swapaxes(0, 1)
     uneven = 1 + 0.7 * np.cos(np.radians(GRID.longitude))
     time = pd.date_range("1990-01-01", periods=count, freq="30D")
@@ -64,7 +64,7 @@ def draws(encoder: Encoder, count: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     n = harmonics.count(LMAX)
     x = torch.randn(count, 4, n, generator=generator, dtype=torch.float64)
-    x = x / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    x = x / (1 + harmonics.degrees(LMAX))
     x[:, 2:, 0] = 0  # a vector field has no degree 0
     return x
 
@@ -157,7 +157,7 @@ def test_a_coarse_map_tells_the_degrees_that_it_holds(encoder: Encoder) -> None:
     observation = observe(readings, one, DATE)
     prior = Covariance(torch.ones(4, harmonics.count(LMAX), dtype=torch.float64))
     found = Kriging(observation, prior).mean
-    target = torch.where(torch.as_tensor(harmonics.degrees(LMAX)) <= 3, x[0], 0)
+    target = torch.where(harmonics.degrees(LMAX) <= 3, x[0], 0)
     target[2:, 0] = 0
     torch.testing.assert_close(found, target, rtol=0, atol=5e-3)
 

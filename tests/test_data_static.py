@@ -27,7 +27,7 @@ def archive() -> xr.Dataset:
     """Skewed fields with a yearly cycle whose spread differs from place to place."""
     rng = np.random.default_rng(0)
     a = torch.from_numpy(rng.exponential(size=(COUNT, 2, harmonics.count(LMAX))) - 1)
-    a = a / (1 + torch.as_tensor(harmonics.degrees(LMAX)))
+    a = a / (1 + harmonics.degrees(LMAX))
     time = np.datetime64("2001-01-01", "ns") + np.arange(COUNT) * np.timedelta64(5, "D")
     season = np.cos(2 * np.pi * np.arange(COUNT) / 73)[:, None, None, None]
     maps = GRID.synthesis(a).numpy() + season * np.sin(np.radians(GRID.latitude))[:, None]

@@ -69,7 +69,7 @@ def test_inverse_is_that_of_the_average_over_rotations(L: int) -> None:
     inverse = torch.linalg.inv(A[:known, :known])
     assert math.isclose(P.claims, known - float(inverse.trace()), rel_tol=1e-9)
     # so that the orders are told apart: no average over all rotations
-    m = torch.as_tensor(orders(L)).abs()
+    m = orders(L).abs()
     assert L == 0 or (A[:known, :known] * (m[:, None] != m)).abs().max() < 1e-9
 
 
@@ -135,7 +135,7 @@ def test_an_axis_is_turned_to_the_pole() -> None:
     heap = Points(np.array([axis.latitude]), np.array([axis.longitude])).adjoint(
         torch.ones(1).double(), LMAX
     )
-    expected = torch.where(torch.as_tensor(orders(LMAX)) == 0, axis.to_pole(heap), 0)
+    expected = torch.where(orders(LMAX) == 0, axis.to_pole(heap), 0)
     torch.testing.assert_close(axis.to_pole(heap), expected, rtol=0, atol=1e-9)
     latitude, longitude = np.array([-35.0, 35.0, 55.0, -90.0]), np.array([110.0, 290.0, 110.0, 0.0])
     found = axis.colatitude(latitude, longitude)
@@ -151,7 +151,7 @@ def test_inverse_about_an_axis_is_that_of_the_average_over_its_rotations() -> No
     T, R = information(Values(places(), SHAPE), weight), expand(std)
     turns = np.arange(2 * LMAX + 1) * 2 * math.pi / (2 * LMAX + 1)
     T, total = there @ T @ there.T, torch.zeros_like(T)
-    m = torch.as_tensor(orders(LMAX))
+    m = orders(LMAX)
     opposite = torch.arange(SHAPE[0]) - 2 * m  # of order −m
     for angle in turns:
         turn = torch.zeros_like(T)

@@ -258,7 +258,7 @@ class Learning:
 def rotated(x: Tensor, angle: float) -> Tensor:
     """Fields turned about the axis: a_m' = cos(mφ) a_m − sin(mφ) a_{−m}."""
     lmax = harmonics.band_limit(x.shape[-1])
-    degree, order = (torch.as_tensor(f(lmax)) for f in (harmonics.degrees, harmonics.orders))
+    degree, order = harmonics.degrees(lmax), harmonics.orders(lmax)
     partner = x[..., degree**2 + degree - order]
     return torch.cos(order * angle) * x - torch.sin(order * angle) * partner
 

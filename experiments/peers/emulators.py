@@ -187,6 +187,6 @@ def cross_spectrum(x: Tensor) -> Tensor:
     x = x.double()
     lmax = harmonics.band_limit(x.shape[-1])
     products = torch.einsum("kcn,kdn->ncd", x, x) / len(x)
-    degree = torch.as_tensor(harmonics.degrees(lmax))
+    degree = harmonics.degrees(lmax)
     total = products.new_zeros(lmax + 1, *products.shape[1:]).index_add(0, degree, products)
     return total / (2 * torch.arange(lmax + 1) + 1)[:, None, None]

@@ -108,7 +108,7 @@ class Amplitude:
             max(candidates, key=lambda d: _held_out_log_likelihood(a, min(d, lmax)))
             for a in judged.split(1, dim=1)
         ]
-        known = torch.as_tensor(harmonics.degrees(degree))
+        known = harmonics.degrees(degree)
         return cls(finest.log_std * (known <= torch.tensor(resolved)[:, None]))
 
     def multiply(self, x: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from scipy.special import stdtrit
@@ -29,22 +28,6 @@ from spherediff.malliavin.sde import SDE
 
 _TABLE = 20_001
 _NEGLIGIBLE = 45.0  # e^{−45} is 3·10⁻²⁰ of the highest density
-
-
-class Reversible(Protocol):
-    """An SDE and its invariant law π."""
-
-    sde: SDE
-
-    def invariant_score(self, x: Tensor) -> Tensor:
-        """∇log π at states (N, d), shape (N, d)."""
-        ...
-
-    def invariant(
-        self, count: int, d: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """Independent draws from π, shape (count, d)."""
-        ...
 
 
 def log_cosh(x: Tensor) -> Tensor:
@@ -79,6 +62,7 @@ class Langevin:
         self._distribution = torch.cat([mass.new_zeros(1), mass / mass[-1]])
 
     def invariant_score(self, x: Tensor) -> Tensor:
+        """∇log π at states (N, d), shape (N, d)."""
         return -vmap(vmap(self._slope))(x)
 
     def invariant(
@@ -119,6 +103,7 @@ class StudentDiffusion:
         return (2 * (self.b0 + self.b2 * x.square())).sqrt()
 
     def invariant_score(self, x: Tensor) -> Tensor:
+        """∇log π at states (N, d), shape (N, d)."""
         return -(1 + 2 * self.b2) * x / (self.b0 + self.b2 * x.square())
 
     def invariant(

@@ -38,7 +38,7 @@ from spherediff.grids import Grid
 from spherediff.plot.projection import Array, as_array
 
 # Okabe & Ito's palette, which people with any colour vision tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLES = ("--", ":", "-.")
 _GREY = "0.45"
 _BINS = 80
@@ -91,7 +91,7 @@ def degree_spectrum(
     ax = _axes(ax)
     lines: dict[str, Line2D] = {}
     areas: dict[str, Artist] = {}
-    for (name, (spectrum, count)), colour in zip(spectra.items(), cycle(_COLOURS)):
+    for (name, (spectrum, count)), colour in zip(spectra.items(), cycle(COLOURS)):
         ell = np.arange(1, len(spectrum))
         weight = (2 * ell + 1) / (4 * math.pi)
         low, high = _interval(spectrum[1:], count)
@@ -213,7 +213,7 @@ def marginals(
         edges,
         np.r_[densities["samples"], densities["samples"][-1]],
         where="post",
-        color=_COLOURS[0],
+        color=COLOURS[0],
         linewidth=1.4,
         label="samples",
     )
@@ -301,13 +301,13 @@ def training_curve(
             list(held_out),
             list(held_out.values()),
             "o-",
-            color=_COLOURS[0],
+            color=COLOURS[0],
             markersize=3.5,
             linewidth=1.4,
             label="held-out",
         )
     for (name, level), style in zip(references.items(), cycle(_STYLES)):
-        lines[name] = ax.axhline(level, color=_COLOURS[1], linestyle=style, label=name)
+        lines[name] = ax.axhline(level, color=COLOURS[1], linestyle=style, label=name)
     ax.set(xlabel="step", ylabel=ylabel, title=title)
     ax.grid(True, alpha=0.3)
     ax.legend()

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from spherediff.metrics import Row, Scorecard
-from spherediff.plot.curves import _COLOURS, Curves
+from spherediff.plot.curves import COLOURS, Curves
 from spherediff.plot.projection import Array
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -60,7 +60,7 @@ def scorecard(
     ax.axvline(1.0, color="0.45", linewidth=1.0, zorder=0)
     for boundary in np.flatnonzero(np.diff(groups)):
         ax.axhline(boundary + 0.5, color="0.88", linewidth=0.8, zorder=0)
-    styles = zip(chosen.items(), shifts, cycle(_COLOURS), cycle(_MARKERS))
+    styles = zip(chosen.items(), shifts, cycle(COLOURS), cycle(_MARKERS))
     lines = {
         name: _dots(ax, rows, place + shift, color=colour, marker=marker, label=name)
         for (name, rows), shift, colour, marker in styles
