@@ -224,7 +224,7 @@ def _summary(
     verdict = (
         f"held-out denoising loss: {result.best:.4f} of the Gaussian emulator's (step"
         f" {result.best_step} of {result.step}; 1 means that the network adds nothing to a"
-        " Gaussian field with the archive's means and variances)"
+        " Gaussian field with the archive's means, variances and correlations)"
     )
     heading = (
         f"anomalies, samples against {len(ready.test.x)} test months that nothing was fitted to"

@@ -143,10 +143,11 @@ class GaussianDenoiser(Denoiser):
         return self.mean + self.covariance.matmul(alpha * residual)
 
     def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """log h_t(x) = log dN(αμ, αSα + σ²)/dN(0, C)(x), shape (*batch,), t > 0.
+        """log h_t(x) = log dN(αμ, αSα + σ²)/dN(0, C)(x), shape (*batch,).
 
-        Densities are taken with respect to γ, so the difference of two such numbers has a limit
-        as lmax → ∞ where the measures are equivalent.
+        At t = 0 it is that of the data, all of whose variances must then be positive.  Densities
+        are taken with respect to γ, so the difference of two such numbers has a limit as lmax → ∞
+        where the measures are equivalent.
         """
         field = self.process.field
         alpha, sigma = self.process.marginal(t)
@@ -196,7 +197,7 @@ class MixtureDenoiser(Denoiser):
         return m
 
     def log_density_ratio(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """log h_t(x) = log Σ_k w_k h_t^{(k)}(x), shape (*batch,), t > 0."""
+        """log h_t(x) = log Σ_k w_k h_t^{(k)}(x), shape (*batch,); t as in each component."""
         return self._log_joint(x, t).logsumexp(0)
 
     def _log_joint(self, x: Tensor, t: Tensor | float) -> Tensor:

@@ -96,7 +96,7 @@ class Model:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> Model:
-        """An untrained model: the Gaussian emulator with independent coefficients.
+        """An untrained model: the Gaussian emulator, with the archive's leading correlations.
 
         Args:
             encoder: what made the coefficients.

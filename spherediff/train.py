@@ -8,11 +8,11 @@ preconditioning m = w + √p ⊙ F of :class:`~spherediff.denoise.NeuralDenoiser
 
 the mean over coefficients of the squared error divided by p_i, the error variance of the best
 linear denoiser.  This is EDM's unit-weight loss (Karras et al. 2022, arXiv 2206.00364, §5) carried
-to a Hilbert space: at every noise level and every degree an untrained network (F = 0, the diagonal
-Gaussian emulator) scores 1.  The Kullback–Leibler integrand ‖s_θ − D log h_t‖²_C of the entropic
-bound is the same sum of squares with the further weights α²p_iC_ℓ/σ_i⁴, which grow without bound as
-σ → 0; unit weights and a log-normal law of the noise level spend the network's effort where there
-is something left to learn, in the middle, as EDM does.
+to a Hilbert space: at every noise level and every degree an untrained network (F = 0, the Gaussian
+emulator) scores 1.  The Kullback–Leibler integrand ‖s_θ − D log h_t‖²_C of the entropic bound is
+the same sum of squares with the further weights α²p_iC_ℓ/σ_i⁴, which grow without bound as σ → 0;
+unit weights and a log-normal law of the noise level spend the network's effort where there is
+something left to learn, in the middle, as EDM does.
 
 Labels, on which the law of a field may depend, are withheld from a random share of the fields, so
 that the network also learns the law without them (Ho & Salimans 2022, arXiv 2207.12598).
@@ -237,9 +237,9 @@ def train(
 
     At the end the network holds the averaged weights that were best on the held-out fields.  In
     ``directory`` there are ``metrics.jsonl`` (a JSON object a line: ``step``, ``loss``,
-    ``learning_rate``, ``gradient`` after each step; ``held_out`` with ``held_out_levels`` where
-    measured, at step 0 alone) and
-    ``checkpoint.safetensors``.  Ctrl-C ends the step, writes a checkpoint and says how to resume.
+    ``learning_rate`` and ``gradient`` after each step, ``held_out`` and ``held_out_levels`` where
+    measured; for step 0 only these two) and ``checkpoint.safetensors``.  Ctrl-C ends the step,
+    writes a checkpoint and says how to resume.
 
     Args:
         denoiser: the preconditioned network.

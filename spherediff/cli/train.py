@@ -54,7 +54,8 @@ class Train:
 
     The last samples of the archive are held out: they judge the training and end it when it no
     longer gains.  The held-out loss is a fraction of that of the Gaussian emulator, so that 1 means
-    as good as a Gaussian random field with the archive's mean and variances, and less is better.
+    as good as a Gaussian random field with the archive's means, variances and correlations, and
+    less is better.
     Samples that a variable test(time) of the archive marks are used for nothing.
 
     For example, the bundled winds; daily rain; and going on after Ctrl-C or a crash:
