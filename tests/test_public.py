@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,28 @@ def test_import_alone_loads_no_heavy_library() -> None:
     code = f"import sys, spherediff; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_modules_use_only_those_above_them_in_the_list_of_modules() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "api.md").read_text(encoding="utf-8")
+    order = re.findall(r"^   (spherediff\.[\w.]+)$", page, re.MULTILINE)
+    assert len(order) > 40
+
+    def listed(name: str) -> str:
+        """The module or package of the list that a name is in; empty if there is none."""
+        while name and name not in order:
+            name = name.rpartition(".")[0]
+        return name
+
+    for path in (root / "spherediff").rglob("*.py"):
+        user = listed(".".join(path.relative_to(root).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                for used in {listed(f"{node.module}.{alias.name}") for alias in node.names}:
+                    related = f"{user}.".startswith(f"{used}.") or used.startswith(f"{user}.")
+                    if user and used and not related:
+                        assert order.index(used) < order.index(user), f"{path} uses {used}"
 
 
 def test_the_readme_example_runs_as_written() -> None:
