@@ -16,7 +16,8 @@ import xarray as xr
 from spherediff import harmonics
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Harmonics, Log1p
-from spherediff.data.observations import Reading, observe, read, representativeness
+from spherediff.data.observations import observe, read, representativeness
+from spherediff.data.readings import Reading
 from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points
 from spherediff.kriging import Kriging
 
@@ -195,7 +196,6 @@ def test_a_table_of_stations(tmp_path: Path, encoder: Encoder) -> None:
         ("lat,lon,t\n0,0,280\n9,400,280\n", "longitude outside .*line 3"),
         ("lat,lon,t\n0,,280\n", "have no coordinates: line 2"),
         ("lat,lon,t\n1,2,280\n3,4,281\n1,362,9\n", "outside"),
-        ("lat,lon,t\n1,2,280\n3,4,281\n1,-358,9\n", "1 places are given more than once.*line 2"),
         ("lat,lon,t\n1,2,warm\n", "1 entries of t are no numbers, the first 'warm' in line 2"),
         ("lat,lon,t\n1,2,inf\n", "t has 1 infinite values"),
         ("lat,lon,t,pr\n1,2,280,\n", "pr has no value at all"),
@@ -205,11 +205,64 @@ def test_a_table_of_stations(tmp_path: Path, encoder: Encoder) -> None:
         ("lat,lon,rain\n1,2,7\n", "none of the model's variables t, pr, u, v: its columns are"),
         ("x,lon,t\n1,2,7\n", "expected a column latitude; there are x, lon, t"),
         ("lat,lon,t,time\n1,2,7,2001-01-01\n3,4,5,2001-01-02\n", "readings of 2 dates"),
+        ("lat,lon,t\n10,20,295,3\n", r"csv, line 2: expected 3 fields .*, found 4"),
+        ("lat,lon,t\n10,20,295\n10,21\n", r"csv, line 3: expected 3 fields .*, found 2"),
+        ("lat,lon,t\n\n1,2,280\n\n1,3,warm\n", "'warm' in line 5"),
+        ("lat,lon,t,t [K]\n1,2,280,281\n", "two columns are headed t: leave one out"),
+        ("lat,latitude,lon,t\n1,1,2,280\n", "columns latitude and lat say the same"),
+        ("lat,lon,t,pr_error\n1,2,280,1\n", "csv: pr_error is the standard error of pr, which is"),
+        ("lat,lon,t,t_error [mK]\n1,2,280,1\n", "csv: t_error is in 'mK', but the model is in 'K'"),
+        ("lat,lon,t,time\n1,2,280,7\n", "csv, line 2: expected a date .* 2001-07-15, found 7"),
+        ("lat,lon,t,time\n1,2,280,15/07/2001\n", "csv, line 2: .* found 15/07/2001"),
+        ("lat,lon,t,time\n1,2,280,2001-02-30\n", "csv, line 2: .* found 2001-02-30"),
+        ("", "csv is empty: expected a heading with latitude"),
+        ("lat,lon,t\n", "csv has no rows below its heading"),
+        ('lat,lon,t\n1,2,280\n1,3,"280\n', "csv: .* could not read it after line 2"),
     ],
 )
 def test_tables_that_are_refused(tmp_path: Path, encoder: Encoder, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(stations(tmp_path, text), encoder)
+
+
+@pytest.mark.parametrize("heading", ["t [K],t_error [K]", "T (kelvin),T_Error", "t,t_error ( K )"])
+def test_headings_with_units_and_errors(tmp_path: Path, encoder: Encoder, heading: str) -> None:
+    (reading,) = read(stations(tmp_path, f"Lat [deg],LON,{heading}\n1,2,280,0.5\n"), encoder)
+    assert (reading.variable, reading.values.item()) == ("t", 280)
+    assert reading.error is not None
+    assert reading.error.item() == 0.5
+
+
+def test_spellings_of_units(tmp_path: Path, encoder: Encoder) -> None:
+    """The model has m/s and mm/day."""
+    text = "lat,lon,u [m s-1],pr (mm day-1)\n1,2,3,4\n"
+    u, pr = read(stations(tmp_path, text), encoder)
+    assert (u.variable, pr.variable) == ("u", "pr")
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("2001-07-15", "2001-07-15"),
+        ("20010715", "2001-07-15"),
+        ("1500-07-15", "1500-07-15"),
+        ("2001-07-15T23:00-02:00", "2001-07-16T01:00"),
+    ],
+)
+def test_dates_of_tables(tmp_path: Path, encoder: Encoder, text: str, date: str) -> None:
+    (reading,) = read(stations(tmp_path, f"lat,lon,t,time\n1,2,280,{text}\n1,3,280,\n"), encoder)
+    assert reading.date == np.datetime64(date, "s")
+
+
+def test_files_that_are_tables(tmp_path: Path, encoder: Encoder) -> None:
+    text = "lat,lon,t\n1,2,280\n"
+    for name in ("stations.CSV", "stations.txt"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read(tmp_path / name, encoder)[0].values == [280]
+    path = tmp_path / "latin.csv"
+    path.write_bytes("name,lat,lon,t\nZürich,47,8,280\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv: expected a table in UTF-8"):
+        read(path, encoder)
 
 
 def test_a_value_outside_the_domain_of_its_transform(tmp_path: Path, encoder: Encoder) -> None:

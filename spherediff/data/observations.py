@@ -9,10 +9,9 @@ parts: what the error makes of T_c, T_c(r + e) − T_c(r), and what a reading se
 not, the variance of degrees beyond its lmax (the error of representativeness), taken to be
 independent from place to place.
 
-Files are tables of stations (.csv), with columns ``latitude``, ``longitude`` (degrees) and one for
-each variable, headed by its name or ``name [units]``, the standard error in ``name_error``, the
-date in ``time``; or one map (NetCDF, Zarr, GRIB, HEALPix FITS), missing where nothing is known, the
-standard error in a variable ``name_error``.
+Files are tables of stations (.csv or .txt, :mod:`spherediff.data.stations`), or one map (NetCDF,
+Zarr, GRIB, HEALPix FITS), missing where nothing is known, the standard error in a variable
+``name_error``, which may be one number.
 
 A map on a grid too coarse for the model is taken to hold the degrees that its grid can, and no
 others: H cuts off at these.
@@ -22,50 +21,36 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.data.archive import grid_of, sample_dimension
+from spherediff.data.archive import grid_of, normalise, sample_dimension
 from spherediff.data.climatology import dates_of
 from spherediff.data.encoder import Encoder
-from spherediff.data.read import open as open_archive
+from spherediff.data.read import open_stored
+from spherediff.data.readings import (
+    Reading,
+    date_of,
+    errors_of,
+    naming,
+    require_units,
+    variable_of,
+)
+from spherediff.data.stations import read_table
 from spherediff.grids import GaussLegendre, Grid, Points
 from spherediff.observe import Component, Filtered, Observation, Operator, Stacked, Values
 
 _ERROR = 0.05  # of a variable's standard deviation, where no error is known
 _SMALLEST = 1e-3
-_SAME_PLACE = 1e-6  # degrees
-_SHOWN = 5  # rows named in an error
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What is known of one variable.
-
-    Attributes:
-        variable: its name.
-        grid: where.
-        values: in the units of the encoder, NaN where nothing is known; shape ``grid.shape``.
-        error: standard error in the same units; None if it is not known.
-        date: to which it belongs, if the file says so.
-    """
-
-    variable: str
-    grid: Grid
-    values: NDArray[np.float64]
-    error: NDArray[np.float64] | None
-    date: Any = None
+_TABLES = (".csv", ".txt")
 
 
 class Standardised(Operator):
@@ -94,12 +79,14 @@ def read(path: str | os.PathLike[str], encoder: Encoder) -> list[Reading]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: none of the variables; other units; coordinates out of range; a place given
-            twice; infinite values, negative errors, or nothing known at all; a file of several
-            maps.
+        ValueError: none of the variables; other units; an error without its variable; coordinates
+            out of range; infinite values, negative errors, or nothing known at all; a file of
+            several maps or dates; no date where one is expected.
     """
     path = Path(path)
-    readings = _read_table(path, encoder) if path.suffix == ".csv" else _read_map(path, encoder)
+    readings = (
+        read_table(path, encoder) if path.suffix.lower() in _TABLES else _read_map(path, encoder)
+    )
     for reading in readings:
         _require_sound(reading, path)
     return readings
@@ -184,69 +171,49 @@ def _transformed(
     return y, np.maximum(spread, _SMALLEST * scale)
 
 
-def _read_table(path: Path, encoder: Encoder) -> list[Reading]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    table = pd.read_csv(path, skipinitialspace=True)
-    columns = {str(column).strip(): str(column) for column in table.columns}
-    latitude = _numbers(table, _one_of(columns, ("latitude", "lat"), path), path)
-    longitude = _numbers(table, _one_of(columns, ("longitude", "lon"), path), path)
-    _require_rows(np.isfinite(latitude) & np.isfinite(longitude), path, "have no coordinates")
-    _require_rows(np.abs(latitude) <= 90, path, "have a latitude outside [-90, 90] degrees")
-    _require_rows(np.abs(longitude) <= 360, path, "have a longitude outside [-360, 360] degrees")
-    _require_distinct(latitude, longitude, path)
-    date = _date(table, columns, path)
-    readings = []
-    for heading, column in columns.items():
-        name, _, units = heading.partition("[")
-        name = name.strip()
-        if name not in encoder.names:
-            continue
-        _require_units(encoder, name, units.rstrip("] ") or None, path)
-        error = columns.get(f"{name}_error")
-        readings.append(
-            Reading(
-                name,
-                Points(latitude, longitude),
-                _numbers(table, column, path),
-                None if error is None else _numbers(table, error, path),
-                date,
+def _read_map(path: Path, encoder: Encoder) -> list[Reading]:
+    with naming(path):
+        ds, errors = _fields(open_stored(path), encoder, path)
+        if ds.sizes[sample_dimension(ds)] != 1:
+            raise ValueError(
+                f"{path} holds {ds.sizes[sample_dimension(ds)]} maps; expected one, of the date to "
+                "which the observations belong"
             )
-        )
-    if not readings:
-        raise ValueError(
-            f"{path} knows none of the model's variables {', '.join(encoder.names)}: its columns "
-            f"are {', '.join(columns)}"
-        )
+        date = date_of(ds["time"].values[0], str(path)) if "time" in ds.coords else None
+        ds = ds.isel({sample_dimension(ds): 0})
+        grid, flat = _grid(ds)
+    readings = []
+    for name, error in errors.items():
+        variable = variable_of(name, encoder)
+        assert variable is not None
+        for one in (name, error):
+            if one is not None:
+                require_units(encoder, variable, ds[one].attrs.get("units"), path, one)
+        values = np.asarray(ds[name].values, np.float64)
+        spread = None if error is None else np.asarray(ds[error].values, np.float64)
+        if flat:
+            values, spread = values.ravel(), None if spread is None else spread.ravel()
+        readings.append(Reading(variable, grid, values, spread, date, str(path)))
     return readings
 
 
-def _read_map(path: Path, encoder: Encoder) -> list[Reading]:
-    ds = open_archive(path)
-    if ds.sizes[sample_dimension(ds)] != 1:
-        raise ValueError(
-            f"{path} holds {ds.sizes[sample_dimension(ds)]} maps; expected one, of the date to "
-            "which the observations belong"
-        )
-    date = ds["time"].values[0] if "time" in ds.coords else None
-    ds = ds.isel({sample_dimension(ds): 0})
-    names = [name for name in encoder.names if name in ds.data_vars]
+def _fields(
+    stored: xr.Dataset, encoder: Encoder, path: Path
+) -> tuple[xr.Dataset, dict[str, str | None]]:
+    """The encoder's variables and their errors in normal form, and the error's name of each."""
+    names = [str(name) for name in stored.data_vars if variable_of(str(name), encoder)]
     if not names:
         raise ValueError(
             f"{path} knows none of the model's variables {', '.join(encoder.names)}: it has "
-            f"{', '.join(map(str, ds.data_vars))}"
+            f"{', '.join(map(str, stored.data_vars))}"
         )
-    grid, flat = _grid(ds)
-    readings = []
-    for name in names:
-        _require_units(encoder, name, ds[name].attrs.get("units"), path)
-        error = ds.get(f"{name}_error")
-        values = np.asarray(ds[name].values, np.float64)
-        spread = None if error is None else np.asarray(error.values, np.float64)
-        if flat:
-            values, spread = values.ravel(), None if spread is None else spread.ravel()
-        readings.append(Reading(name, grid, values, spread, date))
-    return readings
+    errors = errors_of(map(str, stored.variables), path)
+    found = {name: errors.get(name.lower()) for name in names}
+    fields = {error: stored[name] for name, error in found.items() if error is not None}
+    stored = stored.reset_coords([error for error in fields if error in stored.coords])
+    for error, field in fields.items():  # one number for all, or one for each latitude
+        stored[error] = stored[error].broadcast_like(field)
+    return normalise(stored, [*names, *fields]), found
 
 
 def _grid(ds: xr.Dataset) -> tuple[Grid, bool]:
@@ -273,66 +240,3 @@ def _require_sound(reading: Reading, path: Path) -> None:
             f"{what} has {bad} values whose standard error is missing, infinite or negative: give "
             "each an error of at least 0, or leave the column of errors out"
         )
-
-
-def _require_units(encoder: Encoder, name: str, found: Any, path: Path) -> None:
-    expected = encoder.units[encoder.names.index(name)]
-    if found is not None and str(found) != expected:
-        raise ValueError(
-            f"{path}: {name} is in {str(found)!r}, but the model is in {expected!r}: convert it"
-        )
-
-
-def _require_rows(good: NDArray[np.bool_], path: Path, what: str) -> None:
-    bad = np.flatnonzero(~good)
-    if len(bad):
-        rows = ", ".join(str(k + 2) for k in bad[:_SHOWN]) + ("…" if len(bad) > _SHOWN else "")
-        raise ValueError(f"{path}: {len(bad)} stations {what}: line {rows}")
-
-
-def _require_distinct(
-    latitude: NDArray[np.float64], longitude: NDArray[np.float64], path: Path
-) -> None:
-    places = np.stack([latitude, longitude % 360], axis=1)
-    _, first, count = np.unique(
-        np.round(places / _SAME_PLACE), axis=0, return_index=True, return_counts=True
-    )
-    if (count > 1).any():
-        line = int(first[count > 1].min()) + 2
-        raise ValueError(
-            f"{path}: {int((count > 1).sum())} places are given more than once, the first in line "
-            f"{line}: average their readings, with the error of the mean"
-        )
-
-
-def _one_of(columns: dict[str, str], names: tuple[str, ...], path: Path) -> str:
-    found = {heading.lower(): column for heading, column in columns.items()}
-    for name in names:
-        if name in found:
-            return found[name]
-    raise ValueError(f"{path}: expected a column {names[0]}; there are {', '.join(columns)}")
-
-
-def _numbers(table: pd.DataFrame, column: str, path: Path) -> NDArray[np.float64]:
-    entries = np.asarray(table[column])
-    numbers = np.asarray(pd.to_numeric(entries, errors="coerce"), np.float64)
-    wrong = np.flatnonzero(np.isnan(numbers) & ~np.asarray(pd.isna(entries)))
-    if len(wrong):
-        raise ValueError(
-            f"{path}: {len(wrong)} entries of {column.strip()} are no numbers, the first "
-            f"{entries[wrong[0]]!r} in line {wrong[0] + 2}"
-        )
-    return numbers
-
-
-def _date(table: pd.DataFrame, columns: dict[str, str], path: Path) -> Any:
-    column = next((c for h, c in columns.items() if re.fullmatch("time|date", h.lower())), None)
-    if column is None:
-        return None
-    dates = table[column].dropna().unique()
-    if len(dates) != 1:
-        raise ValueError(
-            f"{path} has readings of {len(dates)} dates; expected one, as all of them are to "
-            "belong to the same map"
-        )
-    return np.datetime64(str(dates[0]), "ns")

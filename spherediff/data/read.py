@@ -56,7 +56,7 @@ def open(
             units, dimensions or grids.
     """
     if isinstance(path, str | os.PathLike):
-        ds = _read(Path(path))
+        ds = open_stored(Path(path))
         return normalise(ds, variables, select=select, ordering=ordering)
     parts = [open(p, variables, select=select, ordering=ordering) for p in path]
     if not parts:
@@ -159,7 +159,14 @@ def _require_existing(path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}")
 
 
-def _read(path: Path) -> xr.Dataset:
+def open_stored(path: Path) -> xr.Dataset:
+    """One file as it is, before it is brought into the normal form.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: GRIB without ``cfgrib``.
+        ValueError: the format is unknown, or the file is truncated or corrupted.
+    """
     _require_existing(path)
     kind = _format(path)
     if kind == "cfgrib" and importlib.util.find_spec("cfgrib") is None:
