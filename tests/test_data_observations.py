@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cftime
 import healpy
 import numpy as np
 import pandas as pd
@@ -311,3 +312,52 @@ def test_a_regional_map_with_errors_and_gaps(tmp_path: Path, encoder: Encoder) -
     two.to_netcdf(tmp_path / "two.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match="holds 2 maps; expected one"):
         read(tmp_path / "two.nc", encoder)
+
+
+def region(path: Path, error: Any = None, **coordinates: Any) -> Path:
+    """Temperature on a part of the sphere, in a file."""
+    axes = {"lat": np.arange(40.0, 60.0, 5.0), "lon": np.arange(-10.0, 30.0, 10.0), "time": DATE}
+    ds = xr.Dataset({"t": (("lat", "lon"), np.full((4, 4), 285.0), {"units": "K"})}, axes)
+    ds = ds.assign_coords(coordinates)
+    if error is not None:
+        ds["t_error"] = error
+    ds.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+@pytest.mark.parametrize(
+    "error",
+    [0.5, xr.DataArray([0.5, 0.5, 0.5, 0.5], dims="lat"), xr.DataArray(0.5, attrs={"units": "K"})],
+)
+def test_errors_of_a_map_that_are_the_same_for_many_values(
+    tmp_path: Path, encoder: Encoder, error: Any
+) -> None:
+    (reading,) = read(region(tmp_path / "map.nc", error), encoder)
+    np.testing.assert_array_equal(reading.error, np.full(16, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("error", "coordinates", "message"),
+    [
+        (xr.DataArray(5.0, attrs={"units": "mK"}), {}, "t_error is in 'mK', but the model is"),
+        (None, {"time": 7}, r"found 7 \(numbers need units"),
+        (
+            None,
+            {"time": cftime.datetime(2001, 2, 30, calendar="360_day")},
+            r"found 2001-02-30 .*360_day calendar",
+        ),
+        (None, {"lat": [80.0, 85.0, 90.0, 95.0]}, "latitudes must lie within"),
+    ],
+)
+def test_maps_that_are_refused(
+    tmp_path: Path, encoder: Encoder, error: Any, coordinates: dict[str, Any], message: str
+) -> None:
+    path = region(tmp_path / "map.nc", error, **coordinates)
+    with pytest.raises(ValueError, match=rf"map\.nc: .*{message}"):
+        read(path, encoder)
+
+
+def test_a_healpix_map_without_units(tmp_path: Path, encoder: Encoder) -> None:
+    path = tmp_path / "map.fits"
+    healpy.write_map(path, np.full(12, 280.0), column_names=["t"], dtype=np.float64)
+    assert read(path, encoder)[0].values.shape == (12,)

@@ -261,12 +261,12 @@ def _read_fits(path: Path) -> xr.Dataset:
     if str(header.get("INDXSCHM", "IMPLICIT")).strip() == "EXPLICIT":
         columns = columns[1:]  # the first one numbers the pixels
     names = [str(column.name) for column in columns]
-    units = [str(column.unit or "1") for column in columns]
+    units = [{"units": str(column.unit)} if column.unit else {} for column in columns]
     nside = int(header["NSIDE"])
     attrs = {"ordering": str(header["ORDERING"]).strip()} if "ORDERING" in header else {}
     fields = {
         _unique(name, names[:k]): xr.Variable(
-            "cell", _lazy_map(path, k, nside), {"units": unit, "long_name": name}
+            "cell", _lazy_map(path, k, nside), unit | {"long_name": name}
         )
         for k, (name, unit) in enumerate(zip(names, units, strict=True))
     }
