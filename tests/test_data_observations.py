@@ -278,8 +278,93 @@ def test_a_value_outside_the_domain_of_its_transform(tmp_path: Path, encoder: En
         read(tmp_path / "nothing.csv", encoder)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["1,2,280", "3,4,281", "1,-358,279"],
+        ["1,2,280", "1,2,280"],
+        ["1,0,280", "1,-1e-7,280"],
+        ["90,0,280", "90,120,280"],
+    ],
+)
+def test_places_that_are_given_twice(tmp_path: Path, encoder: Encoder, rows: list[str]) -> None:
+    """In one file or in two."""
+    path = stations(tmp_path, "lat,lon,t\n" + "\n".join(rows))
+    message = rf"csv, line 2 and .*csv, line {len(rows) + 1}: 2 readings of t, .* more than once"
+    with pytest.raises(ValueError, match=message):
+        observe(read(path, encoder), encoder, DATE)
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("lat,lon,t\n" + "\n".join(rows[:-1]))
+    other.write_text(f"lat,lon,t\n{rows[-1]}\n")
+    with pytest.raises(ValueError, match=r"one.csv, line 2 and .*other.csv, line 2: 2 readings"):
+        observe([*read(one, encoder), *read(other, encoder)], encoder, DATE)
+
+
+def test_readings_that_differ_though_their_places_do_not(tmp_path: Path, encoder: Encoder) -> None:
+    """Winds at a pole along two meridians, two variables, a point of a coarse map."""
+    text = "lat,lon,u,t,pr\n90,0,5,280,\n90,120,5,,2\n40,0,,280,\n"
+    coarse = LatLon([60.0, 20.0, -20.0, -60.0], np.arange(0.0, 360.0, 40.0))
+    assert 0 <= coarse.max_lmax < LMAX
+    table = read(stations(tmp_path, text), encoder)
+    observation = observe(
+        [*table, Reading("t", coarse, np.full((4, 9), 280.0), None)], encoder, DATE
+    )
+    assert observation.operator.size == 5 + 36
+
+
+def test_a_map_with_poles_and_a_closing_meridian(tmp_path: Path, encoder: Encoder) -> None:
+    latitude, longitude = np.linspace(-90, 90, 13), np.arange(0.0, 361.0, 15.0)
+    t = np.full((13, 25), 280.0)
+    t[0, :2] = np.nan
+    t[0, 2:] += np.tile([1.0, -1.0, 0.0], 8)[:23]
+    t[0, -1] = np.nan  # as on the first meridian
+    for rows in (slice(None), slice(0, 5)):  # all of the sphere, or a part
+        ds = xr.Dataset(
+            {
+                "t": (("lat", "lon"), t[rows], {"units": "K"}),
+                "u": (("lat", "lon"), 0 * t[rows] + 5),
+            },
+            {"lat": latitude[rows], "lon": longitude},
+        )
+        ds.to_netcdf(tmp_path / "map.nc", engine="h5netcdf")
+        readings = read(tmp_path / "map.nc", encoder)
+        values = {one.variable: one.values.reshape(-1, 24) for one in readings}
+        np.testing.assert_array_equal(np.isnan(values["t"][0]), np.arange(24) > 0)
+        assert values["t"][0, 0] == pytest.approx(280, abs=0.1)
+        assert np.isfinite(values["u"][0]).sum() == 22  # of a wind, as they are
+        assert np.isfinite(values["t"][1:3]).all()
+        observe(readings, encoder, DATE)
+    different = ds.copy(deep=True)
+    different["t"][2, -1] = 281
+    different.to_netcdf(tmp_path / "different.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"at latitude -75, longitude 0 and .*longitude 360: "):
+        observe(read(tmp_path / "different.nc", encoder), encoder, DATE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("t\n1,2,22", r"line 2: expected t between 2\d\d.* and 3\d\d.* K, found 22, more than 10"),
+        ("t\n1,2,280\n1,3,-9999", "line 3: .*found -9999, .* as are 1 of 2 values: are the units"),
+        ("u\n1,2,300", "line 2: expected u between -.* m/s, found 300"),
+        ("pr\n1,2,90000", "line 2: expected pr between 0 and .* mm/day, found 90000"),
+    ],
+)
+def test_values_that_are_hardly_possible(
+    tmp_path: Path, encoder: Encoder, text: str, message: str
+) -> None:
+    readings = read(stations(tmp_path, f"lat,lon,{text}\n"), encoder)
+    with pytest.raises(ValueError, match=rf"stations\.csv, {message}"):
+        observe(readings, encoder, DATE)
+
+
+def test_a_value_far_away_with_an_error_as_large(tmp_path: Path, encoder: Encoder) -> None:
+    readings = read(stations(tmp_path, "lat,lon,t,t_error\n1,2,22,50\n"), encoder)
+    assert observe(readings, encoder, DATE).operator.size == 1
+
+
 def test_a_masked_healpix_map(tmp_path: Path, encoder: Encoder) -> None:
-    values = np.linspace(270, 300, 192)
+    values = np.linspace(270, 280, 192)
     values[10:50] = healpy.UNSEEN
     path = tmp_path / "masked.fits"
     healpy.write_map(path, values, column_names=["t"], column_units="K", dtype=np.float64)

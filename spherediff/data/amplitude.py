@@ -34,7 +34,7 @@ from torch import Tensor
 from spherediff import harmonics
 from spherediff._linear import conjugate_gradients
 from spherediff.covariance import Covariance, shrunk_variance
-from spherediff.grids import GaussLegendre
+from spherediff.grids import GaussLegendre, Grid
 
 _TOLERANCE = 1e-12
 _ITERATIONS = 10_000
@@ -131,8 +131,8 @@ class Amplitude:
     def _is_identity(self) -> bool:
         return not self.log_std.any()
 
-    def map(self, grid: GaussLegendre) -> Tensor:
-        """σ on a grid, shape (channels, nlat, nlon)."""
+    def map(self, grid: Grid) -> Tensor:
+        """σ on a grid, shape (channels, *grid.shape)."""
         return grid.synthesis(self.log_std).exp()
 
     def _on_grid(self, lmax: int) -> tuple[GaussLegendre, Tensor]:

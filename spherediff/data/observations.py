@@ -10,8 +10,7 @@ not, the variance of degrees beyond its lmax (the error of representativeness), 
 independent from place to place.
 
 Files are tables of stations (.csv or .txt, :mod:`spherediff.data.stations`), or one map (NetCDF,
-Zarr, GRIB, HEALPix FITS), missing where nothing is known, the standard error in a variable
-``name_error``, which may be one number.
+Zarr, GRIB, HEALPix FITS, :mod:`spherediff.data.partial`).
 
 A map on a grid too coarse for the model is taken to hold the degrees that its grid can, and no
 others: H cuts off at these.
@@ -29,27 +28,22 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.data.archive import grid_of, normalise, sample_dimension
 from spherediff.data.climatology import dates_of
 from spherediff.data.encoder import Encoder
-from spherediff.data.read import open_stored
-from spherediff.data.readings import (
-    Reading,
-    date_of,
-    errors_of,
-    naming,
-    require_units,
-    variable_of,
-)
+from spherediff.data.partial import read_map
+from spherediff.data.readings import Reading, coordinates
 from spherediff.data.stations import read_table
-from spherediff.grids import GaussLegendre, Grid, Points
+from spherediff.grids import GaussLegendre, Grid
 from spherediff.observe import Component, Filtered, Observation, Operator, Stacked, Values
 
 _ERROR = 0.05  # of a variable's standard deviation, where no error is known
 _SMALLEST = 1e-3
+_SAME_PLACE = 1e-6  # radians, 6 m
+_UNLIKELY = 10  # standard deviations from the climatology
 _TABLES = (".csv", ".txt")
 
 
@@ -85,7 +79,7 @@ def read(path: str | os.PathLike[str], encoder: Encoder) -> list[Reading]:
     """
     path = Path(path)
     readings = (
-        read_table(path, encoder) if path.suffix.lower() in _TABLES else _read_map(path, encoder)
+        read_table(path, encoder) if path.suffix.lower() in _TABLES else read_map(path, encoder)
     )
     for reading in readings:
         _require_sound(reading, path)
@@ -101,10 +95,12 @@ def observe(readings: Sequence[Reading], encoder: Encoder, time: Any = None) -> 
         time: the date to which they belong; needed if the climatology varies with it.
 
     Raises:
-        ValueError: no readings, no date, or a value outside the domain of a transform.
+        ValueError: no readings, no date, a place given twice, or a value outside the domain of a
+            transform or more than ten standard deviations from the climatology.
     """
     if not readings:
         raise ValueError("expected at least one reading to condition on")
+    _require_distinct(readings, encoder)
     dates = None if time is None else dates_of(time, 1)
     climatology = encoder.climatology_at(dates, 1)[0]
     unresolved = representativeness(encoder)
@@ -114,10 +110,12 @@ def observe(readings: Sequence[Reading], encoder: Encoder, time: Any = None) -> 
         channel = encoder.names.index(reading.variable)
         known = np.isfinite(reading.values)
         y, error = _transformed(reading, encoder, known)
-        if reading.grid.max_lmax < 0 or reading.grid.max_lmax >= encoder.lmax:
+        if _held(reading.grid, encoder) is None:
             error = np.hypot(error, float(unresolved[channel]))
+        mean = H(climatology)
+        _require_plausible(reading, encoder, y, error, mean.numpy())
         operators.append(Standardised(H, encoder))
-        values.append(torch.from_numpy(y) - H(climatology))
+        values.append(torch.from_numpy(y) - mean)
         errors.append(torch.from_numpy(error))
     return Observation(Stacked(operators), torch.cat(values), torch.cat(errors))
 
@@ -148,10 +146,15 @@ def _operator(reading: Reading, encoder: Encoder) -> Operator:
     else:
         both = encoder.names.index(pair[0]), encoder.names.index(pair[1])
         H = Component(reading.grid, shape, both, pair.index(reading.variable), known)
-    if 0 <= reading.grid.max_lmax < encoder.lmax:
-        held = torch.arange(encoder.lmax + 1) <= reading.grid.max_lmax
-        return Filtered(H, held.double())
-    return H
+    held = _held(reading.grid, encoder)
+    if held is None:
+        return H
+    return Filtered(H, (torch.arange(encoder.lmax + 1) <= held).double())
+
+
+def _held(grid: Grid, encoder: Encoder) -> int | None:
+    """The highest degree that a map on a grid too coarse for the model holds, else None."""
+    return grid.max_lmax if 0 <= grid.max_lmax < encoder.lmax else None
 
 
 def _transformed(
@@ -164,65 +167,11 @@ def _transformed(
     try:
         y = np.asarray(transform.forward(r), np.float64)
     except ValueError as error:
-        raise ValueError(f"{reading.variable}: {error}") from error
+        raise ValueError(f"{reading.source}: {reading.variable}: {error}") from error
     if reading.error is None:
         return y, np.full(len(r), _ERROR * scale)
     spread = np.asarray(transform.forward(r + reading.error[known]), np.float64) - y
     return y, np.maximum(spread, _SMALLEST * scale)
-
-
-def _read_map(path: Path, encoder: Encoder) -> list[Reading]:
-    with naming(path):
-        ds, errors = _fields(open_stored(path), encoder, path)
-        if ds.sizes[sample_dimension(ds)] != 1:
-            raise ValueError(
-                f"{path} holds {ds.sizes[sample_dimension(ds)]} maps; expected one, of the date to "
-                "which the observations belong"
-            )
-        date = date_of(ds["time"].values[0], str(path)) if "time" in ds.coords else None
-        ds = ds.isel({sample_dimension(ds): 0})
-        grid, flat = _grid(ds)
-    readings = []
-    for name, error in errors.items():
-        variable = variable_of(name, encoder)
-        assert variable is not None
-        for one in (name, error):
-            if one is not None:
-                require_units(encoder, variable, ds[one].attrs.get("units"), path, one)
-        values = np.asarray(ds[name].values, np.float64)
-        spread = None if error is None else np.asarray(ds[error].values, np.float64)
-        if flat:
-            values, spread = values.ravel(), None if spread is None else spread.ravel()
-        readings.append(Reading(variable, grid, values, spread, date, str(path)))
-    return readings
-
-
-def _fields(
-    stored: xr.Dataset, encoder: Encoder, path: Path
-) -> tuple[xr.Dataset, dict[str, str | None]]:
-    """The encoder's variables and their errors in normal form, and the error's name of each."""
-    names = [str(name) for name in stored.data_vars if variable_of(str(name), encoder)]
-    if not names:
-        raise ValueError(
-            f"{path} knows none of the model's variables {', '.join(encoder.names)}: it has "
-            f"{', '.join(map(str, stored.data_vars))}"
-        )
-    errors = errors_of(map(str, stored.variables), path)
-    found = {name: errors.get(name.lower()) for name in names}
-    fields = {error: stored[name] for name, error in found.items() if error is not None}
-    stored = stored.reset_coords([error for error in fields if error in stored.coords])
-    for error, field in fields.items():  # one number for all, or one for each latitude
-        stored[error] = stored[error].broadcast_like(field)
-    return normalise(stored, [*names, *fields]), found
-
-
-def _grid(ds: xr.Dataset) -> tuple[Grid, bool]:
-    """The grid of a map, or its points, flattened, if they cover no sphere."""
-    try:
-        return grid_of(ds), False
-    except ValueError:
-        latitude, longitude = np.meshgrid(ds.latitude.values, ds.longitude.values, indexing="ij")
-        return Points(latitude.ravel(), longitude.ravel()), True
 
 
 def _require_sound(reading: Reading, path: Path) -> None:
@@ -240,3 +189,73 @@ def _require_sound(reading: Reading, path: Path) -> None:
             f"{what} has {bad} values whose standard error is missing, infinite or negative: give "
             "each an error of at least 0, or leave the column of errors out"
         )
+
+
+def _require_distinct(readings: Sequence[Reading], encoder: Encoder) -> None:
+    """Refuse a place that is given twice, but for a point that is also part of a coarse map."""
+    groups: dict[Any, list[Reading]] = {}
+    for reading in readings:
+        key = reading.variable, _held(reading.grid, encoder)
+        groups.setdefault(key, []).append(reading)
+    for (variable, _), alike in groups.items():
+        component = any(variable in pair for pair in encoder.vectors)
+        known = [np.flatnonzero(np.isfinite(one.values)) for one in alike]
+        places = np.concatenate(
+            [_directions(one.grid, component)[k] for one, k in zip(alike, known, strict=True)]
+        )
+        distance, nearest = KDTree(places).query(places, 2, distance_upper_bound=_SAME_PLACE)
+        repeated = np.flatnonzero(np.isfinite(distance[:, 1]))
+        if not len(repeated):
+            continue
+        whose = [(one, i) for one, k in zip(alike, known, strict=True) for i in k]
+        pair = np.sort(nearest, axis=1)[repeated[0]].tolist()
+        first, second = (one.place(int(k)) for one, k in (whose[i] for i in pair))
+        raise ValueError(
+            f"{first} and {second}: {len(repeated)} readings of {variable}, these among them, are"
+            " at places that are given more than once: average them, with the error of the mean"
+        )
+
+
+def _directions(grid: Grid, component: bool) -> NDArray[np.float64]:
+    """Unit vectors of places, and for components of winds also those to the east of them."""
+    latitude, longitude = (np.radians(axis) for axis in coordinates(grid))
+    north, east = np.cos(latitude), np.stack([-np.sin(longitude), np.cos(longitude)])
+    up = np.stack([north * np.cos(longitude), north * np.sin(longitude), np.sin(latitude)])
+    return np.concatenate([up, east] if component else [up]).T
+
+
+def _require_plausible(
+    reading: Reading,
+    encoder: Encoder,
+    y: NDArray[np.float64],
+    error: NDArray[np.float64],
+    mean: NDArray[np.float64],
+) -> None:
+    """Refuse values far from the climatology, which mostly have other units or mark a gap."""
+    known = np.flatnonzero(np.isfinite(reading.values))
+    reach = _UNLIKELY * np.hypot(_prior_std(reading, encoder).ravel()[known], error)
+    unlikely = np.flatnonzero(np.abs(y - mean) > reach)
+    if not len(unlikely):
+        return
+    k = int(unlikely[0])
+    channel = encoder.names.index(reading.variable)
+    bounds = encoder.transforms[channel].inverse(mean[k] + reach[k] * np.array([-1.0, 1.0]))
+    low, high = (f"{bound:.4g}" for bound in bounds)
+    raise ValueError(
+        f"{reading.place(int(known[k]))}: expected {reading.variable} between {low} and {high} "
+        f"{encoder.units[channel]}, found {reading.values.flat[known[k]]:.6g}, more than "
+        f"{_UNLIKELY} standard deviations from the climatology, as are {len(unlikely)} of "
+        f"{len(known)} values: are the units others, or does it mark a missing value? Leave what "
+        "is not known empty (in a map: NaN), and give a value that is right a larger error"
+    )
+
+
+def _prior_std(reading: Reading, encoder: Encoder) -> NDArray[np.float64]:
+    """Standard deviation at each place, or that of the whole sphere where this is larger."""
+    channel = encoder.names.index(reading.variable)
+    pair = next((p for p in encoder.vectors if reading.variable in p), None)
+    if pair is not None:
+        both = [encoder.names.index(name) for name in pair]
+        return np.full(reading.grid.shape, float(encoder.scale[both].norm()))
+    local = encoder.amplitude.map(reading.grid)[channel].clamp(min=1)
+    return (encoder.scale[channel] * local).numpy()

@@ -42,6 +42,21 @@ class Reading:
     source: str = "readings"
     lines: NDArray[np.int64] | None = None
 
+    def place(self, k: int) -> str:
+        """The file and where in it the k-th value is, or where on the sphere, for messages."""
+        if self.lines is not None:
+            return f"{self.source}, line {self.lines[k]}"
+        latitude, longitude = (axis[k] for axis in coordinates(self.grid))
+        return f"{self.source} at latitude {latitude:g}, longitude {longitude:g}"
+
+
+def coordinates(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Latitude and longitude of every value on a grid, in degrees, its axes flattened."""
+    latitude, longitude = np.asarray(grid.latitude), np.asarray(grid.longitude)
+    if len(grid.shape) == 1:
+        return latitude, longitude
+    return np.repeat(latitude, len(longitude)), np.tile(longitude, len(latitude))
+
 
 def variable_of(name: str, encoder: Encoder) -> str | None:
     """The encoder's variable that a name in a file means, whatever its case."""
