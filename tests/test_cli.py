@@ -479,6 +479,16 @@ def ensemble(tmp_path_factory):
     return path
 
 
+def test_train_says_how_to_draw_maps_of_its_labels(ensemble, tmp_path, capsys):
+    options = ["--label", "year=scalar", "member=category", "--held-out", "6", *TINY]
+    assert run("train", ensemble / "archive.nc", *options, "--output", tmp_path / "my model") == 0
+    _, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["sample", "--model", str(tmp_path / "my model")]
+    assert command[3:6] == ["--where", "year=2002", "member=a"]
+    command[-1] = tmp_path / "samples.nc"
+    assert run(*command, "--steps", 2) == 0
+
+
 def test_labels_are_fitted_to_the_training_samples_of_all_members(ensemble):
     labels = sd.model.Model.load(ensemble / "model").labels
     season, year, member = labels.parts

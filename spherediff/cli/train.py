@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +22,7 @@ from spherediff.cli.common import (
 if TYPE_CHECKING:
     import xarray as xr
 
-    from spherediff.data import Category, Scalar
+    from spherediff.data import Category, Labels, Scalar
     from spherediff.train import TrainConfig
 
 
@@ -199,7 +200,7 @@ class Train:
             f" emulator's at step {result.best_step}"
         )
         say(f"the model is in {self.output}. Draw maps with:")
-        say(f"  spherediff sample --model {self.output} --count 16 --output samples.nc")
+        say(f"  {_sampling(self.output, labels)}")
 
     def _transforms(self) -> dict:
         return parse_transforms(self.transform)
@@ -239,6 +240,16 @@ class Train:
             checkpoint_every=self.checkpoint_every,
             seed=self.seed,
         )
+
+
+def _sampling(model: Path, labels: Labels) -> str:
+    """The command that draws maps, with a value of each label that it cannot do without."""
+    from spherediff.data import Category, Scalar
+
+    told = [part for part in labels.parts if isinstance(part, Category | Scalar)]
+    where = ["--where", *(f"{part.name}={part.example}" for part in told)] if told else []
+    command = ["sample", "--model", str(model), *where, "--count", "16", "--output", "samples.nc"]
+    return shlex.join(["spherediff", *command])
 
 
 def _span(ds: xr.Dataset, sample: str) -> str:

@@ -101,6 +101,11 @@ class Scalar:
     def size(self) -> int:
         return 1
 
+    @property
+    def example(self) -> str:
+        """A value of the training samples, as text."""
+        return f"{self.high:.10g}"
+
     def __str__(self) -> str:
         return f"{self.name}, a number that was between {self.low:g} and {self.high:g} in training"
 
@@ -151,6 +156,11 @@ class Category:
     @property
     def size(self) -> int:
         return len(self.values)
+
+    @property
+    def example(self) -> str:
+        """A value of the training samples, as text."""
+        return str(self.values[0])
 
     def __str__(self) -> str:
         return f"{self.name}, one of {', '.join(map(str, self.values))}"
