@@ -260,32 +260,33 @@ class Model:
             Shape (count, channels, n), on the denoiser's device.
 
         Raises:
-            ValueError: less than one field; what ``labels.encode`` refuses; guidance without
-                labels.
+            ValueError: less than one field; what ``labels.encode`` and the sampler refuse;
+                guidance without labels.
         """
         if count < 1 or batch < 1:
             raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
         if guidance != 1 and not self.labels.size:
             raise ValueError(f"guidance {guidance:g} needs labels, but the model is told nothing")
-        if (
-            given is not None
-            and given.values.numel() * math.prod(given.operator.event_shape) < _DENSE
-        ):
-            given = Observation(Dense(given.operator), given.values, given.noise_std)
-        start = None if given is None else posterior_reference(self.denoiser.reference, given)
         parts = self._told(count, time, labels or {}, guidance).split(batch)
-        integrators = []
-        for told in parts:
-            denoiser: Denoiser = GuidedDenoiser(self.denoiser, told, guidance)
-            if given is not None and start is not None:
-                denoiser = Referenced(PseudoinverseGuidance(denoiser, given), start)
-            integrators.append(sampler(denoiser, steps=steps))
+        denoisers: list[Denoiser]
+        denoisers = [GuidedDenoiser(self.denoiser, told, guidance) for told in parts]
+        steps = sampler(denoisers[0], steps=steps).steps  # refused before long work, not after
+        if given is not None:
+            denoisers = self._conditioned(denoisers, given)
+        integrators = [sampler(denoiser, steps=steps) for denoiser in denoisers]
         with sampler.progress_bar(sum(one.steps for one in integrators), progress) as bar:
             draws = [
                 integrator.sample((len(told),), generator=generator, progress=bar)
                 for integrator, told in zip(integrators, parts, strict=True)
             ]
         return torch.cat(draws)
+
+    def _conditioned(self, denoisers: list[Denoiser], given: Observation) -> list[Denoiser]:
+        """Denoisers of the fields given observations, from the Gaussian posterior."""
+        if given.values.numel() * math.prod(given.operator.event_shape) < _DENSE:
+            given = Observation(Dense(given.operator), given.values, given.noise_std)
+        start = posterior_reference(self.denoiser.reference, given)
+        return [Referenced(PseudoinverseGuidance(one, given), start) for one in denoisers]
 
     def _told(self, count: int, time: Any, labels: Mapping[str, Any], guidance: float) -> Tensor:
         """Labels of ``count`` fields; the null label where the guidance ignores them."""
