@@ -614,6 +614,45 @@ def test_sample_refuses(folder, monkeypatch, capsys, options, message):
     assert message in failure(capsys, "sample", *options.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("member=a --steps 1", "expected at least 2 steps"),
+        ("member=a --guidance nan", "expected a finite weight of guidance"),
+        ("member=c", "member = c is not known"),
+    ],
+)
+def test_sample_refuses_before_the_gaussian_posterior(
+    ensemble, tmp_path, capsys, monkeypatch, options, message
+):
+    def never(*_):
+        raise AssertionError("long work before the options are checked")
+
+    monkeypatch.setattr("spherediff.model.posterior_reference", never)
+    (tmp_path / "a.csv").write_text("latitude,longitude,u\n5,0,1\n")
+    command = ["sample", "--model", ensemble / "model", "--given", tmp_path / "a.csv"]
+    command += ["--output", tmp_path / "a.nc", "--where", "month=7", "year=2001"]
+    assert message in failure(capsys, *command, *options.split())
+
+
+def test_sample_takes_the_year_of_the_observations(ensemble, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("latitude,longitude,u,time\n5,0,1,2002-03-04\n")
+    command = ["sample", "--model", ensemble / "model", "--given", tmp_path / "a.csv", "--count", 2]
+    command += ["--steps", 2, "--output", tmp_path / "a.nc", "--where", "member=a"]
+    assert run(*command) == 0
+    with xr.open_dataset(tmp_path / "a.nc") as ds:
+        assert set(ds["year"].values) == {2002}
+        assert {str(date)[:10] for date in ds["time"].values} == {"2002-03-04"}
+    capsys.readouterr()
+    message = "--where year=2001, but the observations are of 2002-03-04"
+    assert message in failure(capsys, *command, "year=2001")
+
+
+def test_given_expects_a_file(folder, tmp_path, capsys):
+    command = ["sample", "--model", folder / "model", "--output", tmp_path / "a.nc", "--given"]
+    assert "--given expects at least one file" in failure(capsys, *command)
+
+
 def test_sample_given_stations_agrees_with_them(folder, tmp_path):
     table = tmp_path / "stations.csv"
     table.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -43,7 +44,7 @@ class Sample:
     --given draws maps that agree with what is known of one map: a table of stations (.csv with
     columns latitude, longitude, and the variables by name), or a map with missing values or of low
     resolution (NetCDF, FITS, …).  Standard errors are read from VARIABLE_error, else taken as 5 %
-    of the variable's standard deviation.  The date is that of the file, or --where month=.
+    of the variable's standard deviation.  The date is that of the file, or --where month= year=.
 
     For example, daily weather from the bundled model; 64 maps on a 2.5° grid; January on HEALPix;
     the coefficients; Julys of a model that is told the year, these years exaggerated; and weather
@@ -85,7 +86,9 @@ class Sample:
     where: Annotated[
         tuple[str, ...], arg(metavar="NAME=VALUES", help_behavior_hint="(default: all months)")
     ] = ()
-    given: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
+    given: Annotated[
+        tuple[Path, ...] | None, arg(metavar="FILE", help_behavior_hint="(default: nothing)")
+    ] = None
     guidance: float = 1.0
     batch: int = 16
     device: str = "auto"
@@ -98,11 +101,15 @@ class Sample:
         from spherediff.data.write import require_room
         from spherediff.model import Model
 
+        if self.given == ():
+            raise ValueError("--given expects at least one file with observations, got none")
         where, generator = device(self.device), seeded(self.seed)
         model = Model.load(self.model, where)
         encoder = model.encoder
         grid = self.grid.resolve(self.output, encoder.lmax)
-        readings = [reading for path in self.given for reading in observations.read(path, encoder)]
+        readings = [
+            reading for path in self.given or () for reading in observations.read(path, encoder)
+        ]
         date = _date_of(readings)
         values = self._draw_labels(model, date)
         time = _dates(values) if _dated(model) else None
@@ -144,15 +151,13 @@ class Sample:
         """
         import numpy as np
 
-        choices = self._choices(model)
-        if self.given and _dated(model):
-            choices["month"] = _month_of(date, choices["month"])
+        choices = self._choices(model, date)
         return {
             name: np.random.default_rng([self.seed, *name.encode()]).choice(texts, size=self.count)
             for name, texts in choices.items()
         }
 
-    def _choices(self, model: Model) -> dict[str, list[str]]:
+    def _choices(self, model: Model, date: np.datetime64 | None) -> dict[str, list[str]]:
         choices = {}
         for text in self.where:
             name, _, values = text.partition("=")
@@ -172,6 +177,17 @@ class Sample:
             choices["month"] = _months(choices.get("month", [str(k) for k in range(1, 13)]))
             for text in choices.get("year", ()):
                 number(text, "--where year")
+        if date is not None:
+            choices |= {
+                name: _of_date(date, name, choices.get(name))
+                for name in ("month", "year")
+                if name in known
+            }
+        elif self.given and len(choices.get("month", ())) > 1:
+            raise ValueError(
+                "--given: the observations belong to one time of the year, but the files have no "
+                "date: say --where month=1, …, 12, or add a column or coordinate time"
+            )
         missing = [name for name in labels if name not in choices]
         if missing and self.guidance != 0:
             raise ValueError(
@@ -183,28 +199,22 @@ class Sample:
 
 def _date_of(readings: list[Reading]) -> np.datetime64 | None:
     """The one date of all readings that have one."""
-    import numpy as np
-
-    dates = {np.datetime64(str(one.date), "s") for one in readings if one.date is not None}
+    dates = {one.date for one in readings if one.date is not None}
     if len(dates) > 1:
         found = ", ".join(sorted(map(str, dates)))
         raise ValueError(f"--given expects observations of one date, found {found}")
     return next(iter(dates), None)
 
 
-def _month_of(date: np.datetime64 | None, months: list[str]) -> list[str]:
-    """The month to which observations belong: that of their date, or the only one chosen."""
-    if date is None:
-        if len(months) > 1:
-            raise ValueError(
-                "--given: the observations belong to one time of the year, but the files have no "
-                "date: say --where month=1, …, 12, or add a column or coordinate time"
-            )
-        return months
-    month = str(int(str(date)[5:7]))
-    if month not in months:
-        raise ValueError(f"--where month={','.join(months)}, but the observations are of {date}")
-    return [month]
+def _of_date(date: np.datetime64, name: str, texts: list[str] | None) -> list[str]:
+    """The month or the year to which observations belong, of those chosen, if any are."""
+    own = getattr(date.item(), name)
+    if texts is None:
+        return [str(own)]
+    agreeing = [text for text in texts if math.floor(number(text, f"--where {name}")) == own]
+    if not agreeing:
+        raise ValueError(f"--where {name}={','.join(texts)}, but the observations are of {date}")
+    return agreeing
 
 
 def _dated(model: Model) -> bool:
