@@ -267,8 +267,8 @@ def test_files_that_are_tables(tmp_path: Path, encoder: Encoder) -> None:
 
 
 def test_a_value_outside_the_domain_of_its_transform(tmp_path: Path, encoder: Encoder) -> None:
-    readings = read(stations(tmp_path, "lat,lon,pr\n1,2,-3\n"), encoder)
-    with pytest.raises(ValueError, match="pr: "):
+    readings = read(stations(tmp_path, "lat,lon,pr\n1,2,\n1,3,2\n1,4,-9999\n"), encoder)
+    with pytest.raises(ValueError, match="csv, line 4: expected pr not below 0, found -9999, as"):
         observe(readings, encoder, DATE)
     with pytest.raises(ValueError, match="needs the date"):
         observe(read(stations(tmp_path, "lat,lon,t\n1,2,3\n"), encoder), encoder)

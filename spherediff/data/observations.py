@@ -166,8 +166,13 @@ def _transformed(
     r = reading.values[known]
     try:
         y = np.asarray(transform.forward(r), np.float64)
-    except ValueError as error:
-        raise ValueError(f"{reading.source}: {reading.variable}: {error}") from error
+    except ValueError as error:  # amounts below 0
+        k = int(np.flatnonzero(known)[r.argmin()])
+        raise ValueError(
+            f"{reading.place(k)}: expected {reading.variable} not below 0, found {r.min():.6g}, as "
+            f"are {int((r < 0).sum())} of {len(r)} values: does it mark a missing value? Leave what"
+            " is not known empty (in a map: NaN)"
+        ) from error
     if reading.error is None:
         return y, np.full(len(r), _ERROR * scale)
     spread = np.asarray(transform.forward(r + reading.error[known]), np.float64) - y
