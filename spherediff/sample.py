@@ -48,7 +48,8 @@ from spherediff.denoise import Denoiser, GaussianDenoiser
 from spherediff.process import LinearProcess
 from spherediff.streams import NormalSource, Randomness, open_source
 
-_RATIOS = 1e-3, 1e2  # of data to reference variance, within which the default steps are exact
+_LEAST = 20.0  # of α²S/σ² at the data end: 10⁻³ e¹⁰ = 22 is right within 1 %
+_MOST = 0.005  # at the noise end: 10² e⁻¹⁰ = 0.0045 is
 
 
 class Sampler:
@@ -62,8 +63,8 @@ class Sampler:
             variance between 10⁻³ and 10².
 
     Warns:
-        UserWarning: Gaussian data with other ratios, of which the noise end or the data end of the
-            schedule is too near, whatever the number of steps.
+        UserWarning: Gaussian data with coefficients that the schedule begins or ends too early
+            for, whatever the number of steps.
 
     Attributes:
         order: order of convergence of the output law in the step size.
@@ -82,7 +83,7 @@ class Sampler:
         if steps < 2:
             raise ValueError(f"expected at least 2 steps, got {steps}")
         self.steps = steps
-        _warn_if_far(denoiser)
+        _warn_if_short(denoiser, self.times)
 
     @property
     def times(self) -> list[float]:
@@ -150,21 +151,24 @@ class Sampler:
 Memory = tuple[Tensor, Tensor] | None
 
 
-def _warn_if_far(denoiser: Denoiser) -> None:
-    """Where variances of the data are known, and not near enough to those of the reference."""
+def _warn_if_short(denoiser: Denoiser, times: Sequence[float]) -> None:
+    """Where variances S of the data are known, and the schedule begins or ends too early for some.
+
+    What begins as the noise has S too little by a share α²S/σ², what ends in noise too much.
+    """
     if not isinstance(denoiser, GaussianDenoiser):
         return
-    ratios = denoiser.covariance.variance / denoiser.reference.std.square()
-    low, high = _RATIOS
-    far = ratios[(ratios > 0) & ((ratios < 0.99 * low) | (ratios > 1.01 * high))]
-    if len(far):
+    S = denoiser.covariance.variance
+    ends = (denoiser.process.marginal(t) for t in (times[0], times[-1]))
+    first, last = (S * (alpha / sigma).square() for alpha, sigma in ends)
+    lost, noisy = int((first > _MOST).sum()), int(((last < _LEAST) & (S > 0)).sum())
+    if lost or noisy:
         warnings.warn(
-            f"{len(far)} coefficients of the data have {float(far.min()):.2g} to "
-            f"{float(far.max()):.2g} times the variance of the noise, and samplers keep that of "
-            f"those between {low:g} and {high:g} times alone; "
-            "choose noise that is closer to the data; or let samplers follow the data's own "
-            "variances, posterior.Referenced(denoiser, Reference(process, mean, variance)), with "
-            "a schedule that begins at more noise where they are large",
+            f"the schedule is too short for these data: {lost} coefficients begin with more than "
+            f"{_MOST:g} of their noise's variance, {noisy} end with less than {_LEAST:g} times, "
+            "and samples will not have their variance; choose noise that is closer to the data, or "
+            "a longer schedule; or, for those that end in noise, let samplers follow the data's "
+            "variances: posterior.Referenced(denoiser, Reference(process, mean, variance))",
             stacklevel=3,
         )
 
