@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spherediff.denoise import Denoiser, NeuralDenoiser
+from spherediff.denoise import NeuralDenoiser, ResidualDenoiser
 from spherediff.reference import Reference
 from spherediff.sample import ProbabilityFlow
 from spherediff.streams import open_source
@@ -167,7 +167,7 @@ def _balance(
     calibration.c.sub_(torch.tensordot(share, beta, dims=1).to(calibration.c))
 
 
-class _Balanced(Denoiser):
+class _Balanced(ResidualDenoiser):
     """A denoiser less the β that these states show, which must be draws from first to last."""
 
     def __init__(self, denoiser: NeuralDenoiser, told: Fields) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from spherediff.process import ForwardProcess
 from spherediff.reference import CorrelatedReference, Reference
 
 
-class Denoiser:
+class Denoiser(ABC):
     """A conditional expectation m(x, t) = E[X_0 | X_t = x] under a forward process.
 
     A time is a float or a tensor that broadcasts against the leading axes of ``x`` (all but the
@@ -37,9 +38,9 @@ class Denoiser:
 
     process: ForwardProcess
 
+    @abstractmethod
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
-        raise NotImplementedError
 
     @property
     def reference(self) -> Reference:
@@ -93,6 +94,20 @@ class Denoiser:
         check_coefficients(self.process.field, h, "direction")
         axes = tuple(range(-len(self.process.event_shape), 0))
         return (h * self.score(x, t)).sum(axes)
+
+
+class ResidualDenoiser(Denoiser):
+    """One that is given by its residual: m = w + √p F."""
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """m(x, t), shape of ``x``."""
+        reference = self.reference
+        z = reference.standardise(x, t)
+        return reference.estimate(self.residual(z, t), z, t)
+
+    @abstractmethod
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """F(z, t), shape of ``z``."""
 
 
 class GaussianDenoiser(Denoiser):
@@ -343,7 +358,7 @@ class ChaosDenoiser(Denoiser):
         return len(self.process.event_shape)
 
 
-class NeuralDenoiser(torch.nn.Module, Denoiser):
+class NeuralDenoiser(torch.nn.Module, ResidualDenoiser):
     """A network, preconditioned in every coefficient: m = w + √p ⊙ F(z, w, log(s/α)).
 
     The reference N(μ, v) has the mean and variance of the data's coefficients.  So z, the input of
@@ -431,9 +446,7 @@ class NeuralDenoiser(torch.nn.Module, Denoiser):
     def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
         """m(x, t), shape of ``x``."""
         check_coefficients(self.process.field, x, "denoiser")
-        reference = self.reference
-        z = reference.standardise(x, t)
-        return reference.estimate(self.residual(z, t), z, t)
+        return ResidualDenoiser.__call__(self, x, t)
 
     def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
         """F(z, w, log(s/α)): the network's output, calibrated."""

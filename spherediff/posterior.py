@@ -50,7 +50,7 @@ from torch import Tensor
 from spherediff._linear import Operator as Map
 from spherediff._linear import Solution, conjugate_gradients
 from spherediff.covariance import Covariance
-from spherediff.denoise import Denoiser
+from spherediff.denoise import Denoiser, ResidualDenoiser
 from spherediff.observe import Observation
 from spherediff.reference import CorrelatedReference, Reference
 
@@ -75,7 +75,7 @@ class Guided(NamedTuple):
     curvature: Map
 
 
-class PosteriorDenoiser(Denoiser):
+class PosteriorDenoiser(ResidualDenoiser):
     """What the schemes share: m + V Hᵀ A⁻¹ (y − Hm), with A left to them.
 
     Args:
@@ -110,12 +110,6 @@ class PosteriorDenoiser(Denoiser):
     def reference(self) -> Reference:
         """That of the prior."""
         return self.prior.reference
-
-    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """E[X_0 | X_t = x, y], approximately, shape of ``x``."""
-        reference = self.reference
-        z = reference.standardise(x, t)
-        return reference.estimate(self.residual(z, t), z, t)
 
     def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
         """F_y."""

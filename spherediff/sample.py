@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar, NoReturn
@@ -52,7 +53,7 @@ _LEAST = 20.0  # of α²S/σ² at the data end: 10⁻³ e¹⁰ = 22 is right wit
 _MOST = 0.005  # at the noise end: 10² e⁻¹⁰ = 0.0045 is
 
 
-class Sampler:
+class Sampler(ABC):
     """A way to integrate the reverse process.
 
     Args:
@@ -131,11 +132,11 @@ class Sampler:
         """A bar of that many steps, for one call of :meth:`sample` or more."""
         return tqdm(total=steps, desc=cls.__name__, disable=not shown)
 
+    @abstractmethod
     def step(
         self, x: Tensor, t: float, s: float, noise: NormalSource, memory: Memory
     ) -> tuple[Tensor, Memory]:
         """One step from time t to s < t; ``memory`` is what the last step passed on."""
-        raise NotImplementedError
 
     def _arrive(self, x: Tensor) -> Tensor:
         t, reference = self.times[-1], self.denoiser.reference

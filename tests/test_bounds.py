@@ -564,6 +564,9 @@ def test_errors() -> None:
     class Other(Denoiser):
         process = OrnsteinUhlenbeck(noise, ConstantRate(1.0))
 
+        def __call__(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+            return x
+
     with pytest.raises(TypeError, match="linear"):
         output_law(Heun(Other()))
     x = torch.zeros(1, 4, dtype=F64)

@@ -15,6 +15,7 @@ and share_ℓ² along the reverse SDE.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,7 @@ from spherediff.streams import Randomness, open_source
 _GROWTH = 40.0  # e^{40} squared still fits float32
 
 
-class ForwardProcess:
+class ForwardProcess(ABC):
     """A process with Gaussian transitions from its start, as denoisers and samplers use it.
 
     A time ``t`` is a float or a tensor that broadcasts against the leading axes of a state, that
@@ -55,9 +56,9 @@ class ForwardProcess:
         self._rates, self._power = rates, power
         self._amplitude = self._place(power.sqrt())
 
+    @abstractmethod
     def _gathered(self, tau: Tensor) -> Tensor:
         """V_ℓ(τ), shape (*tau.shape, degrees), for τ of shape (...)."""
-        raise NotImplementedError
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """α(t), broadcasting against a state; (*t.shape, 1) if all degrees decay alike."""
