@@ -46,7 +46,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spherediff.denoise import Denoiser, GaussianDenoiser
-from spherediff.process import LinearProcess
+from spherediff.process import LinearProcess, OrnsteinUhlenbeck
 from spherediff.streams import NormalSource, Randomness, open_source
 
 _LEAST = 20.0  # of α²S/σ² at the data end: 10⁻³ e¹⁰ = 22 is right within 1 %
@@ -155,9 +155,12 @@ Memory = tuple[Tensor, Tensor] | None
 def _warn_if_short(denoiser: Denoiser, times: Sequence[float]) -> None:
     """Where variances S of the data are known, and the schedule begins or ends too early for some.
 
-    What begins as the noise has S too little by a share α²S/σ², what ends in noise too much.
+    What begins as the noise has S too little by a share α²S/σ², what ends in noise too much; where
+    degrees turn into noise at different times it takes more to tell.
     """
     if not isinstance(denoiser, GaussianDenoiser):
+        return
+    if not isinstance(denoiser.process, OrnsteinUhlenbeck):
         return
     S = denoiser.covariance.variance
     ends = (denoiser.process.marginal(t) for t in (times[0], times[-1]))

@@ -117,6 +117,7 @@ def sde_limit(schedule: LogSNR) -> torch.Tensor:
     return arrival**2 * (V0 + rho**2 * (C - V1))
 
 
+@pytest.mark.filterwarnings("ignore:the schedule is too short")
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_of_convergence_and_limit(kind: str) -> None:
     schedule = LogSNR(3.0, -3.0)
