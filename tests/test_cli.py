@@ -379,10 +379,12 @@ def test_train_does_not_overwrite_a_training(folder, capsys):
 
 
 def test_resume_with_other_options_is_refused(folder, capsys):
+    record = (folder / "model" / "run.json").read_text(encoding="utf-8")
     command = ["train", folder / "archive.nc", "--output", folder / "model", "--resume"]
     text = failure(capsys, *command, *TINY, "--held-out", "6", "--climatology", "harmonics:1",
                    "--seed", "3")  # fmt: skip
     assert "seed was 0 and is 3" in text
+    assert (folder / "model" / "run.json").read_text(encoding="utf-8") == record
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_resume(folder, tmp_path):

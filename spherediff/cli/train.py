@@ -184,7 +184,8 @@ class Train:
             training=_span(training, sample),
             held_out=_span(held_out, sample),
         )
-        write_json(self.output / RUN, record)
+        if not self.resume:  # one that is refused must not change what was said of the first
+            write_json(self.output / RUN, record)
         try:
             known, judged = Fields(x, told), Fields(y, judged_by)
             result = model.train(known, judged, config, self.output, resume=self.resume)
