@@ -35,7 +35,6 @@ from ψ to 0, is Heun's rule with one known slope: y = z + ½ψF, X_0 = μ + √
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
@@ -45,12 +44,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spherediff.denoise import Denoiser, GaussianDenoiser
-from spherediff.process import LinearProcess, OrnsteinUhlenbeck
+from spherediff.denoise import Denoiser
+from spherediff.process import LinearProcess
 from spherediff.streams import NormalSource, Randomness, open_source
-
-_LEAST = 20.0  # of α²S/σ² at the data end: 10⁻³ e¹⁰ = 22 is right within 1 %
-_MOST = 0.005  # at the noise end: 10² e⁻¹⁰ = 0.0045 is
 
 
 class Sampler(ABC):
@@ -61,11 +57,10 @@ class Sampler(ABC):
         steps: number of steps, evenly spaced in log noise level.  If not given, ``default_steps``
             for every ten units of the schedule's span, at least once: they keep the variance of
             every mode of a Gaussian target within 1 % of its limit, for ratios of data to noise
-            variance between 10⁻³ and 10².
-
-    Warns:
-        UserWarning: Gaussian data with coefficients that the schedule begins or ends too early
-            for, whatever the number of steps.
+            variance between 10⁻³ and 10².  For others the default schedule begins or ends too
+            early, whatever the number of steps: choose noise that is closer to the data, or a
+            longer schedule; or, where the data vary less, let samplers follow the data's own
+            variances, ``posterior.Referenced(denoiser, Reference(process, mean, variance))``.
 
     Attributes:
         order: order of convergence of the output law in the step size.
@@ -84,7 +79,6 @@ class Sampler(ABC):
         if steps < 2:
             raise ValueError(f"expected at least 2 steps, got {steps}")
         self.steps = steps
-        _warn_if_short(denoiser, self.times)
 
     @property
     def times(self) -> list[float]:
@@ -150,31 +144,6 @@ class Sampler(ABC):
 
 
 Memory = tuple[Tensor, Tensor] | None
-
-
-def _warn_if_short(denoiser: Denoiser, times: Sequence[float]) -> None:
-    """Where variances S of the data are known, and the schedule begins or ends too early for some.
-
-    What begins as the noise has S too little by a share α²S/σ², what ends in noise too much; where
-    degrees turn into noise at different times it takes more to tell.
-    """
-    if not isinstance(denoiser, GaussianDenoiser):
-        return
-    if not isinstance(denoiser.process, OrnsteinUhlenbeck):
-        return
-    S = denoiser.covariance.variance
-    ends = (denoiser.process.marginal(t) for t in (times[0], times[-1]))
-    first, last = (S * (alpha / sigma).square() for alpha, sigma in ends)
-    lost, noisy = int((first > _MOST).sum()), int(((last < _LEAST) & (S > 0)).sum())
-    if lost or noisy:
-        warnings.warn(
-            f"the schedule is too short for these data: {lost} coefficients begin with more than "
-            f"{_MOST:g} of their noise's variance, {noisy} end with less than {_LEAST:g} times, "
-            "and samples will not have their variance; choose noise that is closer to the data, or "
-            "a longer schedule; or, for those that end in noise, let samplers follow the data's "
-            "variances: posterior.Referenced(denoiser, Reference(process, mean, variance))",
-            stacklevel=3,
-        )
 
 
 class EulerMaruyama(Sampler):

@@ -117,7 +117,6 @@ def sde_limit(schedule: LogSNR) -> torch.Tensor:
     return arrival**2 * (V0 + rho**2 * (C - V1))
 
 
-@pytest.mark.filterwarnings("ignore:the schedule is too short")
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_of_convergence_and_limit(kind: str) -> None:
     schedule = LogSNR(3.0, -3.0)
@@ -149,7 +148,6 @@ def test_order_of_convergence_and_limit(kind: str) -> None:
     assert errors[-1] < (0.05 if sampler.order == 1 else 0.02)
 
 
-@pytest.mark.filterwarnings("ignore:the schedule is too short")
 @pytest.mark.parametrize("kind", ["reverse bridge", "exponential Euler", "probability flow"])
 def test_code_equals_an_independent_scalar_recursion(kind: str) -> None:
     schedule, steps, C = LogSNR(2.0, -4.0), 11, 0.7
@@ -339,20 +337,14 @@ def test_channels_no_grad_and_progress(capsys: pytest.CaptureFixture[str]) -> No
     assert "ProbabilityFlow: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ratio", [1e-4, 1e3])
-def test_data_that_the_schedule_ends_too_early_for_are_said_to_be(ratio: float) -> None:
-    C = torch.ones(4, dtype=torch.float64)
-    noise = GaussianField(Tabulated(C), 3, dtype=torch.float64)
+def test_data_that_vary_much_less_than_the_noise_need_a_reference_of_their_own() -> None:
+    noise = GaussianField(Tabulated([1.0] * 4), 3, dtype=torch.float64)
     process = OrnsteinUhlenbeck(noise)
-    variance = torch.ones(16, dtype=torch.float64)
-    variance[4:] = torch.cat([torch.zeros(3), torch.full((9,), ratio)])
+    variance = torch.full((16,), 1e-5, dtype=torch.float64)
     denoiser = GaussianDenoiser(process, variance)
-    with pytest.warns(UserWarning, match="9 coefficients begin|9 end"):
-        sampler = ProbabilityFlow(denoiser)
-    assert (output_variance(sampler)[7:] / ratio - 1).abs().max() > 0.01
-    near = Referenced(denoiser, Reference(process, denoiser.mean, variance + (variance == 0)))
-    kept = output_variance(ProbabilityFlow(near))  # no warning; what is left is the noise end's
-    torch.testing.assert_close(kept[7:], variance[7:], rtol=2 * ratio * math.exp(-10), atol=1e-8)
+    assert (output_variance(ProbabilityFlow(denoiser)) / variance - 1).min() > 0.5
+    near = Referenced(denoiser, Reference(process, denoiser.mean, variance))
+    torch.testing.assert_close(output_variance(ProbabilityFlow(near)), variance, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
