@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -28,8 +28,9 @@ from spherediff import _tensors, harmonics
 from spherediff._files import require_writable, write_json
 from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
-from spherediff.data import Encoder, Labels, bundled
+from spherediff.data import Encoder, Labels, bundled, observations
 from spherediff.data.amplitude import with_local_variance
+from spherediff.data.readings import Reading
 from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.denoise import Denoiser, GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -45,6 +46,7 @@ CONFIG = "model.json"
 _FORMAT = 9
 _SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
 _PARTS = 5
+_PRIOR = 64  # draws, which what is read of cells is compared with
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
 
@@ -211,9 +213,26 @@ class Model:
             resume=resume,
             progress=progress,
         )
+        self.calibrate(known, held_out, progress=progress)
+        return result
+
+    def calibrate(
+        self, known: Tensor | Fields, held_out: Tensor | Fields, *, progress: bool = True
+    ) -> None:
+        """Fit the calibration of a trained network, as :meth:`train` does at its end.
+
+        Args:
+            known: the training fields, shape (N, channels, n), or with their labels.
+            held_out: fields that the network has not learnt from, shape (M, channels, n).
+            progress: show progress bars.
+        """
+        learner, lmax = self.learner(), self.network.config.lmax
+        known, held_out = (
+            fields._replace(x=harmonics.resize(fields.x, lmax))
+            for fields in map(Fields.of, (known, held_out))
+        )
         calibrate(learner, known, held_out, progress=progress)
         self.denoiser.calibration.load_state_dict(learner.calibration.state_dict())
-        return result
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
         field, schedule = self.denoiser.process.field, self.denoiser.process.schedule
@@ -246,10 +265,10 @@ class Model:
             guidance: weight w of the labels, see :class:`~spherediff.denoise.GuidedDenoiser`: 1
                 for the law that they say, more to exaggerate them, 0 to ignore them, in which case
                 none is needed.
-            given: observations of the standardised anomalies, such as those that
-                :func:`spherediff.data.observations.observe` makes of a file, all fields being drawn
-                given these: by :class:`~spherediff.posterior.PseudoinverseGuidance`, starting from
-                the Gaussian posterior.
+            given: observations of the standardised anomalies, such as those that :meth:`observe`
+                makes of a file, all fields being drawn given these: by
+                :class:`~spherediff.posterior.PseudoinverseGuidance`, starting from the Gaussian
+                posterior.
             sampler: class of the reverse sampler.
             steps: its number of steps; its own default if not given.
             batch: fields drawn at once.  A CPU is slower with more: large blocks of memory are
@@ -280,6 +299,21 @@ class Model:
                 for integrator, told in zip(integrators, parts, strict=True)
             ]
         return torch.cat(draws)
+
+    def observe(self, readings: Sequence[Reading], time: Any = None) -> Observation:
+        """What was read, as an observation of the standardised anomalies, to draw fields given it.
+
+        Args:
+            readings: of files, by :func:`spherediff.data.observations.read`, at least one.
+            time: the date to which they belong; needed if the climatology varies with it.
+
+        Raises:
+            ValueError: what :func:`spherediff.data.observations.observe` refuses.
+        """
+        reference, generator = self.denoiser.reference, torch.Generator().manual_seed(0)
+        noise = torch.randn(_PRIOR, *self.denoiser.process.event_shape, generator=generator)
+        prior = reference.clean(noise.to(self.denoiser.mean))
+        return observations.observe(readings, self.encoder, time, prior)
 
     def _conditioned(self, denoisers: list[Denoiser], given: Observation) -> list[Denoiser]:
         """Denoisers of the fields given observations, from the Gaussian posterior."""

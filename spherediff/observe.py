@@ -7,6 +7,7 @@ a grid, w the weights of a region times the areas of the points, b_ℓ a gain pe
     Values         (Hx)_j = (S_c x)_j                  at the points where a mask is true
     Component      (Hx)_j = (S (E, B))_j               u or v of a vector field, likewise
     Means          (Hx)_k = Σ_j w_kj (S_c x)_j / Σ_j w_kj
+    Averaged       (Hx)_k = Σ_q w_kq (H'x)_kq          of as many numbers for each k
     Coefficients   (Hx)_i = x_i                        of selected coefficients
     Filtered       Hx = H'(b x)                        a beam or another smoothing before H'
     Dense          Hx = H'x                            by a matrix
@@ -260,6 +261,36 @@ class Means(_OnGrid):
 
     def _transpose(self, y: Tensor) -> Tensor:
         return self._values_transpose(y @ self._weights.to(y))
+
+
+class Averaged(Operator):
+    """Weighted sums of numbers that another operator gives, as many in each.
+
+    Args:
+        operator: H', which gives those of one sum after those of the other.
+        weights: w, shape (m, number in a sum).
+
+    Raises:
+        ValueError: other weights than H' has numbers, or some that are not finite.
+    """
+
+    def __init__(self, operator: Operator, weights: Tensor | np.ndarray) -> None:
+        w = torch.as_tensor(weights).double()
+        if w.ndim != 2 or w.numel() != operator.size:
+            raise ValueError(
+                f"expected weights of shape (m, q) with m·q = {operator.size}, as many as there "
+                f"are numbers, got {tuple(w.shape)}"
+            )
+        _count_bad(~torch.isfinite(w), "the weights must be finite", "leave such sums out")
+        super().__init__(operator.event_shape, len(w))
+        self.operator, self.weights = operator, w
+
+    def _apply(self, x: Tensor) -> Tensor:
+        values = self.operator(x).unflatten(-1, self.weights.shape)
+        return torch.einsum("kq,...kq->...k", self.weights.to(values), values)
+
+    def _transpose(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint((y[..., None] * self.weights.to(y)).flatten(-2))
 
 
 class Coefficients(Operator):

@@ -16,8 +16,10 @@ from spherediff import harmonics
 from spherediff.calibrate import calibrate
 from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
-from spherediff.data import Category, Encoder, Harmonics, Labels, Scalar, Season
-from spherediff.data.observations import Standardised
+from spherediff.data import Category, Encoder, Harmonics, Labels, Log1p, Scalar, Season
+from spherediff.data.cells import of_rectangle
+from spherediff.data.observations import Standardised, observe
+from spherediff.data.readings import Reading
 from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -157,6 +159,35 @@ def listen(model: Model) -> Model:
         model.network.project.weight.normal_(std=0.3)
         model.network.blocks[0].modulation.weight.normal_(std=0.3)
     return model
+
+
+def test_a_coarse_map_is_compared_with_draws_of_the_reference() -> None:
+    """Of a variable with a transform; and the observation is one that the model can be told."""
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX, transform={"f1": Log1p(0.5)})
+    network = OperatorConfig(LMAX, 2, **TINY)
+    model = Model.build(encoder, encoder.encode(ds), network=network)
+    axes = np.arange(60.0, -61.0, -60.0), np.arange(0.0, 360.0, 60.0)
+    cells = of_rectangle(*axes, LMAX, True)
+    assert cells is not None
+    maps = encoder.decode(encoder.encode(ds)[:1], cells.nodes)
+    values = (maps["f1"].values.reshape(cells.weights.shape) * cells.weights).sum(1)
+    readings = [Reading("f1", Points(*cells_at(axes)), values, None, cells=cells)]
+    found = model.observe(readings)
+    noise = torch.randn(64, 2, 25, generator=torch.Generator().manual_seed(0))
+    prior = model.denoiser.reference.clean(noise)
+    assert prior.std(0).max() > 0
+    expected = observe(readings, encoder, prior=prior)
+    assert torch.equal(found.values, expected.values)
+    other = observe(readings, encoder, prior=0 * prior)
+    assert (found.values - other.values).abs().max() > 1e-4
+    drawn = draw(model, 2, given=found)
+    residual = (found.operator(drawn.double()) - found.values) / found.noise_std
+    assert residual.square().mean() < 4
+
+
+def cells_at(axes: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat(axes[0], len(axes[1])), np.tile(axes[1], len(axes[0]))
 
 
 def test_labels_reach_the_network_as_they_are_encoded() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points
 from spherediff.harmonics import count, degrees
 from spherediff.observe import (
+    Averaged,
     Coefficients,
     Dense,
     Filtered,
@@ -62,6 +63,10 @@ def regional_means(lmax: int) -> Operator:
     return Means(GaussLegendre(7), weights, (2, count(lmax)), 1)
 
 
+def averaged(lmax: int) -> Operator:
+    return Averaged(Values(stations(12), (2, count(lmax)), 1), normal(4, 3, seed=6))
+
+
 def selected(lmax: int) -> Operator:
     return Coefficients(mask((2, count(lmax)), 4), (2, count(lmax)))
 
@@ -82,6 +87,7 @@ OPERATORS: dict[str, Callable[[int], Operator]] = {
     "masked HEALPix": masked_healpix,
     "masked latitude–longitude, channel 1 of 3": masked_latlon,
     "means": regional_means,
+    "averaged": averaged,
     "coefficients": selected,
     "filtered": filtered,
     "stacked": stacked,
@@ -218,6 +224,17 @@ def test_dense_gives_the_same_numbers() -> None:
         x, y = normal(4, 2, count(5)), normal(3, size)
         torch.testing.assert_close(Dense(operator)(x), operator(x))
         torch.testing.assert_close(Dense(operator).adjoint(y), operator.adjoint(y))
+
+
+def test_averages_are_weighted_sums_of_as_many_values_each() -> None:
+    w, x = normal(4, 3, seed=6), normal(5, 2, count(3))
+    values = Values(stations(12), (2, count(3)), 1)(x)
+    expected = torch.stack([values[:, 3 * k : 3 * k + 3] @ w[k] for k in range(4)], -1)
+    torch.testing.assert_close(averaged(3)(x), expected)
+    with pytest.raises(ValueError, match="m·q = 12.*got \\(5, 3\\)"):
+        Averaged(Values(stations(12), (count(3),)), np.ones((5, 3)))
+    with pytest.raises(ValueError, match="finite; 1 of 3 are not"):
+        Averaged(Values(stations(3), (4,)), np.array([[1.0, np.nan, 0]]))
 
 
 @pytest.mark.parametrize("fwhm", [0.0, 0.01, 0.3])

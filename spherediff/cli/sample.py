@@ -119,7 +119,7 @@ class Sample:
         require_room(self.output, self.count, len(encoder.names))
         given = None
         if readings:
-            given = observations.observe(readings, encoder, None if time is None else time[0])
+            given = model.observe(readings, None if time is None else time[0])
             say(f"{given.operator.size} observations; the Gaussian posterior first …")
         x = model.sample(
             self.count,

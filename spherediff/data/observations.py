@@ -12,8 +12,16 @@ independent from place to place.
 Files are tables of stations (.csv or .txt, :mod:`spherediff.data.stations`), or one map (NetCDF,
 Zarr, GRIB, HEALPix FITS, :mod:`spherediff.data.partial`).
 
-A map on a grid too coarse for the model is taken to hold the degrees that its grid can, and no
-others: H cuts off at these.
+The values of a coarse map are means over cells (:mod:`spherediff.data.cells`), and H takes these
+means; of what is independent from π/L to π/L, L the model's lmax, a share of 1/√n is left in a cell
+with n such places.  A variable that has a transform is averaged before the transform, so that
+
+    T(mean T⁻¹(a + u ξ)) = mean a + b + e,
+
+with u ξ the part of the field that the model does not resolve.  As statistical linearisation has it
+(Gelb et al. 1974, Applied Optimal Estimation, §6.2, with the slope kept), b is the mean of the
+difference over the prior, for each cell, and is taken off what is read.  What is unresolved enters
+by its large values, which do not average out: e has the variance of a reading at a point.
 """
 
 from __future__ import annotations
@@ -37,8 +45,9 @@ from spherediff.data.encoder import Encoder
 from spherediff.data.partial import read_map
 from spherediff.data.readings import Reading, coordinates
 from spherediff.data.stations import read_table
+from spherediff.data.transforms import Identity, Transform
 from spherediff.grids import GaussLegendre, Grid
-from spherediff.observe import Component, Filtered, Observation, Operator, Stacked, Values
+from spherediff.observe import Averaged, Component, Observation, Operator, Stacked, Values
 
 _ERROR = 0.05  # of a variable's standard deviation, where no error is known
 _SMALLEST = 1e-3
@@ -86,17 +95,23 @@ def read(path: str | os.PathLike[str], encoder: Encoder) -> list[Reading]:
     return readings
 
 
-def observe(readings: Sequence[Reading], encoder: Encoder, time: Any = None) -> Observation:
+def observe(
+    readings: Sequence[Reading], encoder: Encoder, time: Any = None, prior: Tensor | None = None
+) -> Observation:
     """The readings as an observation of the encoder's standardised anomalies.
 
     Args:
         readings: at least one.
         encoder: of the model.
         time: the date to which they belong; needed if the climatology varies with it.
+        prior: standardised anomalies as likely as any before something is read, some dozens, shape
+            (count, channels, n); needed for means over cells of variables with a transform
+            (:meth:`spherediff.model.Model.observe` draws them).
 
     Raises:
-        ValueError: no readings, no date, a place given twice, or a value outside the domain of a
-            transform or more than ten standard deviations from the climatology.
+        ValueError: no readings, no date, no prior where it is needed, a place given twice, or a
+            value outside the domain of a transform or more than ten standard deviations from the
+            climatology.
     """
     if not readings:
         raise ValueError("expected at least one reading to condition on")
@@ -106,12 +121,7 @@ def observe(readings: Sequence[Reading], encoder: Encoder, time: Any = None) -> 
     unresolved = representativeness(encoder)
     operators, values, errors = [], [], []
     for reading in readings:
-        H = _operator(reading, encoder)
-        channel = encoder.names.index(reading.variable)
-        known = np.isfinite(reading.values)
-        y, error = _transformed(reading, encoder, known)
-        if _held(reading.grid, encoder) is None:
-            error = np.hypot(error, float(unresolved[channel]))
+        H, y, error = _observed(reading, encoder, climatology, unresolved, prior)
         mean = H(climatology)
         _require_plausible(reading, encoder, y, error, mean.numpy())
         operators.append(Standardised(H, encoder))
@@ -135,26 +145,66 @@ def representativeness(encoder: Encoder) -> Tensor:
     return (encoder.truncated / (1 - encoder.truncated) * kept).sqrt()
 
 
-def _operator(reading: Reading, encoder: Encoder) -> Operator:
+def _observed(
+    reading: Reading,
+    encoder: Encoder,
+    climatology: Tensor,
+    unresolved: Tensor,
+    prior: Tensor | None,
+) -> tuple[Operator, NDArray[np.float64], NDArray[np.float64]]:
+    """H of fields in transformed units, what it has to give, and the standard error of that."""
+    channel, known = encoder.names.index(reading.variable), np.isfinite(reading.values)
+    transform, beyond = encoder.transforms[channel], float(unresolved[channel])
+    H = _operator(reading, encoder, known)
+    y, error = _transformed(reading, encoder, known)
+    if reading.cells is None:
+        return H, y, np.hypot(error, beyond)
+    if isinstance(transform, Identity):
+        share = min(1, math.pi / (encoder.lmax * reading.cells.extent))
+        return H, y, np.hypot(error, beyond * share)
+    if prior is None:
+        raise ValueError(
+            f"{reading.source}: {reading.variable} has the transform {transform}, and the mean over"
+            " a cell is no mean of that: expected draws of the prior to tell what it is instead;"
+            " use Model.observe"
+        )
+    assert isinstance(H, Averaged)
+    fields = encoder.anomalies(prior) + climatology
+    return H, y - _excess(H, fields, transform, beyond), np.hypot(error, beyond)
+
+
+def _operator(reading: Reading, encoder: Encoder, known: NDArray[np.bool_]) -> Operator:
     """H, of anomalies in transformed units."""
+    if reading.cells is None:
+        return _values(reading.variable, encoder, reading.grid, known)
+    nodes, weights, _ = reading.cells.of(known.ravel())
+    return Averaged(_values(reading.variable, encoder, nodes), weights)
+
+
+def _values(
+    variable: str, encoder: Encoder, grid: Grid, mask: NDArray[np.bool_] | None = None
+) -> Operator:
+    """Values of a variable on a grid."""
     shape = (len(encoder.names), harmonics.count(encoder.lmax))
-    known = np.isfinite(reading.values)
-    pair = next((p for p in encoder.vectors if reading.variable in p), None)
+    pair = next((p for p in encoder.vectors if variable in p), None)
     if pair is None:
-        channel = encoder.names.index(reading.variable)
-        H: Operator = Values(reading.grid, shape, channel, known)
-    else:
-        both = encoder.names.index(pair[0]), encoder.names.index(pair[1])
-        H = Component(reading.grid, shape, both, pair.index(reading.variable), known)
-    held = _held(reading.grid, encoder)
-    if held is None:
-        return H
-    return Filtered(H, (torch.arange(encoder.lmax + 1) <= held).double())
+        return Values(grid, shape, encoder.names.index(variable), mask)
+    both = encoder.names.index(pair[0]), encoder.names.index(pair[1])
+    return Component(grid, shape, both, pair.index(variable), mask)
 
 
-def _held(grid: Grid, encoder: Encoder) -> int | None:
-    """The highest degree that a map on a grid too coarse for the model holds, else None."""
-    return grid.max_lmax if 0 <= grid.max_lmax < encoder.lmax else None
+def _excess(
+    H: Averaged, fields: Tensor, transform: Transform, unresolved: float
+) -> NDArray[np.float64]:
+    """b, the mean over fields of T(mean T⁻¹(a + u ξ)) − mean a, for each cell."""
+    rng = np.random.default_rng(0)
+    weights = H.weights.numpy()
+    total = np.zeros(H.size)
+    for field in fields:
+        a = H.operator(field).numpy().reshape(weights.shape)
+        x = transform.inverse(a + unresolved * rng.standard_normal(a.shape))
+        total += transform.forward((weights * x).sum(1)) - (weights * a).sum(1)
+    return total / len(fields)
 
 
 def _transformed(
@@ -200,7 +250,7 @@ def _require_distinct(readings: Sequence[Reading], encoder: Encoder) -> None:
     """Refuse a place that is given twice, but for a point that is also part of a coarse map."""
     groups: dict[Any, list[Reading]] = {}
     for reading in readings:
-        key = reading.variable, _held(reading.grid, encoder)
+        key = reading.variable, reading.cells is None
         groups.setdefault(key, []).append(reading)
     for (variable, _), alike in groups.items():
         component = any(variable in pair for pair in encoder.vectors)

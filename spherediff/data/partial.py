@@ -3,7 +3,8 @@
 Nothing is known where values are missing.  The standard error is a variable ``name_error``, which
 may be one number, or one for each latitude.  Every place is read once: a closing meridian that
 repeats the first is left out, and at a pole, but for the components of winds, which differ from
-meridian to meridian, the mean of the values there is read.
+meridian to meridian, the mean of the values there is read.  The values of a map that is coarse for
+the model are means over its cells (:mod:`spherediff.data.cells`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from spherediff.data.archive import grid_of, normalise, sample_dimension
+from spherediff.data.cells import Cells, of_healpix, of_rectangle
 from spherediff.data.encoder import Encoder
 from spherediff.data.read import open_stored
 from spherediff.data.readings import (
@@ -25,7 +27,7 @@ from spherediff.data.readings import (
     require_units,
     variable_of,
 )
-from spherediff.grids import Grid, Points
+from spherediff.grids import Grid, HEALPix, Points
 
 _SAME_PLACE = 1e-4  # degrees
 
@@ -59,7 +61,8 @@ def read_map(path: Path, encoder: Encoder) -> list[Reading]:
         spread = None if error is None else _values(ds, error, component)
         if flat:
             values, spread = values.ravel(), None if spread is None else spread.ravel()
-        readings.append(Reading(variable, grid, values, spread, date, str(path)))
+        cells = None if _at_points(ds[name]) else _cells(ds, grid, encoder.lmax, not component)
+        readings.append(Reading(variable, grid, values, spread, date, str(path), cells=cells))
     return readings
 
 
@@ -89,6 +92,18 @@ def _grid(ds: xr.Dataset) -> tuple[Grid, bool]:
     except ValueError:
         latitude, longitude = np.meshgrid(ds.latitude.values, ds.longitude.values, indexing="ij")
         return Points(latitude.ravel(), longitude.ravel()), True
+
+
+def _at_points(field: xr.DataArray) -> bool:
+    """Whether a field says that its values are those at its points."""
+    return "point" in str(field.attrs.get("cell_methods", "")).split()
+
+
+def _cells(ds: xr.Dataset, grid: Grid, lmax: int, caps: bool) -> Cells | None:
+    """Those of a map that is coarse for a model of degrees up to lmax."""
+    if isinstance(grid, HEALPix):
+        return of_healpix(grid, lmax)
+    return of_rectangle(ds["latitude"].values, ds["longitude"].values, lmax, caps)
 
 
 def _without_closing_meridian(ds: xr.Dataset) -> xr.Dataset:

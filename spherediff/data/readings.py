@@ -13,6 +13,7 @@ import numpy as np
 from astropy.units import Unit, UnitBase
 from numpy.typing import NDArray
 
+from spherediff.data.cells import Cells
 from spherediff.data.climatology import is_dates
 from spherediff.data.encoder import Encoder
 from spherediff.grids import Grid
@@ -32,6 +33,7 @@ class Reading:
         date: to which it belongs, if the file says so.
         source: the file, for messages.
         lines: of a table, one for each value.
+        cells: of a coarse map, of which the values are means; None for values at points.
     """
 
     variable: str
@@ -41,6 +43,7 @@ class Reading:
     date: Any = None
     source: str = "readings"
     lines: NDArray[np.int64] | None = None
+    cells: Cells | None = None
 
     def place(self, k: int) -> str:
         """The file and where in it the k-th value is, or where on the sphere, for messages."""
