@@ -2,13 +2,12 @@
 
     python experiments/train_bundled_model.py speedy-daily.nc \
         --output spherediff/data/models/speedy-daily --work WORK [--steps 7000] [--threads 2]
-        [--trained MODEL]
 
 The archive holds daily `tas`, `u250` and `pr` of a simplified general circulation model, with a
 variable `test(time)` that is 1 in the years that are neither trained nor tuned on.  The last tenth
 of the other maps judges the training.  At the end as many maps as there are test maps, of the same
 days of the year, are drawn and scored against them.  WORK keeps checkpoints: a run that was stopped
-goes on from there.  With a model that was made so before, --trained calibrates and scores that one.
+goes on from there.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import platform
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from spherediff.covariance import Covariance
 from spherediff.denoise import NeuralDenoiser
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import CHECKPOINT, Fields, TrainConfig, TrainResult
+from spherediff.train import CHECKPOINT, Fields, TrainConfig
 
 VARIABLES = ("tas", "u250", "pr")
 LMAX = 31
@@ -56,7 +56,11 @@ spherediff sample --model speedy-daily --count 16 --output weather.nc
 - **Not for** forecasts, or statements about the climate of the Earth: the model knows the one
   circulation model that it was trained on, and each day by itself.
 - **Licence.** MIT, as the package.
-{made}
+- **Made by** `{command}`, seed {seed}, {steps} steps{took}, {parameters:,} weights;
+  held-out denoising loss {loss:.4f} of the Gaussian emulator's (mean, variances and
+  correlations).
+- **On** {machine}.
+
 ## Scorecard
 
 {test} draws of a {flow}-step probability flow for the days of the test years, anomalies from the
@@ -70,24 +74,11 @@ yearly cycle (`pr`: of log(1 + pr/0.5 mm)).
 """
 
 
-MADE = """\
-- **Made by** `{command}`, seed {seed}, {steps} steps{took}, {parameters:,} weights;
-  held-out denoising loss {loss:.4f} of the Gaussian emulator's (mean, variances and
-  correlations).
-- **On** {machine}.
-"""
-AGAIN = """\
-- **Calibrated again and scored by** `{command}`
-- **On** {machine}.
-"""
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("archive", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--trained", type=Path, help="a model with its card, not to train again")
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -101,25 +92,6 @@ def rounded(model: Model) -> Model:
     denoiser = NeuralDenoiser(known.process, known.network, known.mean, covariance, unit=known.unit)
     denoiser.calibration.load_state_dict(known.calibration.state_dict())
     return Model(model.encoder, denoiser, model.labels)
-
-
-def trained(
-    encoder: data.Encoder, labels: data.Labels, fields: list[Fields], options: argparse.Namespace
-) -> tuple[Model, TrainResult, str]:
-    """A model, what its training came to, and how long it took if it was done at once."""
-    model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
-    began = time.perf_counter()
-    config = TrainConfig(steps=options.steps, seed=options.seed)
-    resume = (options.work / CHECKPOINT).exists()
-    result = model.train(fields[0], fields[1], config, options.work, resume=resume)
-    minutes = (time.perf_counter() - began) / 60
-    return model, result, "" if resume else f" in {minutes:.0f} min"
-
-
-def made_before(model: Path) -> str:
-    """How a model was trained, from its card."""
-    card = (model / "README.md").read_text(encoding="utf-8")
-    return card[card.index("- **Made by**") : card.index("\n## Scorecard")]
 
 
 def main() -> None:
@@ -139,22 +111,13 @@ def main() -> None:
     encoded = (encoder.encode_training(training), *map(encoder.encode, parts[1:]))
     told = (labels.encode(ds, ds.sizes["time"]) for ds in parts)
     fields = list(map(Fields, encoded, told))
-    command = shlex.join(["python", *sys.argv])
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch "
-        f"{version('torch')}, load {os.getloadavg()[0]:.1f}"
-    )
-    if options.trained is None:
-        model, result, took = trained(encoder, labels, fields, options)
-        made = MADE.format(
-            command=command, seed=options.seed, steps=result.step, took=took,
-            parameters=sum(p.numel() for p in model.network.parameters()), loss=result.best,
-            machine=machine,
-        )  # fmt: skip
-    else:
-        model = Model.load(options.trained)
-        model.calibrate(fields[0], fields[1])
-        made = made_before(options.trained) + AGAIN.format(command=command, machine=machine)
+    model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
+    began = time.perf_counter()
+    config = TrainConfig(steps=options.steps, seed=options.seed)
+    resume = (options.work / CHECKPOINT).exists()
+    result = model.train(fields[0], fields[1], config, options.work, resume=resume)
+    minutes = (time.perf_counter() - began) / 60
+    took = "" if resume else f" in {minutes:.0f} min"  # of a part says nothing of the whole
     model = rounded(model)
     model.save(options.output)
     generator = torch.Generator().manual_seed(options.seed + 1)
@@ -168,14 +131,21 @@ def main() -> None:
         generator=torch.Generator().manual_seed(options.seed),
         progress=True,
     )
+    command = shlex.join(["python", *sys.argv])
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch "
+        f"{version('torch')}, load {os.getloadavg()[0]:.1f}"
+    )
     text = CARD.format(
         lmax=LMAX, training=len(fields[0].x), validation=len(fields[1].x), test=len(fields[2].x),
-        made=made, flow=FLOW_STEPS, table=report.table(card.rows),
+        command=command, seed=options.seed, steps=result.step, took=took,
+        parameters=sum(p.numel() for p in model.network.parameters()), loss=result.best,
+        machine=machine, flow=FLOW_STEPS, table=report.table(card.rows),
         explanation=report.explanation(card),
     )  # fmt: skip
     with atomic_write(options.output / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    record = {"command": command, "machine": machine, "made": made}
+    record = {"command": command, "machine": machine, "training": asdict(result)}
     with atomic_write(options.work / "scorecard.json") as temporary:
         temporary.write_text(report.to_json(card, record), encoding="utf-8")
     print(report.table(card.rows))

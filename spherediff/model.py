@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from spherediff import _tensors, harmonics
+from spherediff._config import from_config, to_config
 from spherediff._files import require_writable, write_json
 from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
@@ -44,7 +45,7 @@ from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 CONFIG = "model.json"
 _FORMAT = 9
-_SCHEDULES = {kind.__name__: kind for kind in (LogSNR, ConstantRate)}
+_SCHEDULES = (LogSNR, ConstantRate)
 _PARTS = 5
 _PRIOR = 64  # draws, which what is read of cells is compared with
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
@@ -213,26 +214,9 @@ class Model:
             resume=resume,
             progress=progress,
         )
-        self.calibrate(known, held_out, progress=progress)
-        return result
-
-    def calibrate(
-        self, known: Tensor | Fields, held_out: Tensor | Fields, *, progress: bool = True
-    ) -> None:
-        """Fit the calibration of a trained network, as :meth:`train` does at its end.
-
-        Args:
-            known: the training fields, shape (N, channels, n), or with their labels.
-            held_out: fields that the network has not learnt from, shape (M, channels, n).
-            progress: show progress bars.
-        """
-        learner, lmax = self.learner(), self.network.config.lmax
-        known, held_out = (
-            fields._replace(x=harmonics.resize(fields.x, lmax))
-            for fields in map(Fields.of, (known, held_out))
-        )
         calibrate(learner, known, held_out, progress=progress)
         self.denoiser.calibration.load_state_dict(learner.calibration.state_dict())
+        return result
 
     def _learner(self, mean: Tensor, covariance: Covariance) -> NeuralDenoiser:
         field, schedule = self.denoiser.process.field, self.denoiser.process.schedule
@@ -358,7 +342,7 @@ class Model:
             "spherediff": version("spherediff"),
             "weights": weights.name,
             "network": self.network.config.to_dict(),
-            "schedule": _schedule_config(process.schedule),
+            "schedule": to_config(process.schedule),
             "encoder": encoder_config,
             "labels": self.labels.to_config(),
         }
@@ -386,7 +370,7 @@ class Model:
         with _undamaged(config):
             weights = config.with_name(description["weights"])
             network = OperatorConfig(**description["network"])
-            schedule = _schedule(description["schedule"])
+            schedule = from_config(description["schedule"], _SCHEDULES, "schedule")
             labels = Labels.from_config(description["labels"])
         _, tensors = _tensors.read(weights, "model")
         with _undamaged(config):
@@ -482,18 +466,6 @@ def _marked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     marked = f"{prefix}/"
     return {k.removeprefix(marked): v for k, v in tensors.items() if k.startswith(marked)}
-
-
-def _schedule_config(schedule: Any) -> dict[str, Any]:
-    return {"kind": type(schedule).__name__, **asdict(schedule)}
-
-
-def _schedule(config: dict[str, Any]) -> LogSNR | ConstantRate:
-    arguments = dict(config)
-    kind = arguments.pop("kind")
-    if kind not in _SCHEDULES:
-        raise ValueError(f"unknown schedule {kind!r}; there are {list(_SCHEDULES)}")
-    return _SCHEDULES[kind](**arguments)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from spherediff._config import from_config, to_config
 from spherediff.data import Constant, Harmonics, Monthly, NoClimatology
 from spherediff.data.climatology import (
-    climatology_config,
-    climatology_from_config,
+    KINDS,
     fit,
     is_dates,
     years,
@@ -89,7 +89,7 @@ def test_monthly_with_cftime():
 
 @pytest.mark.parametrize("model", [NoClimatology(), Constant(), Monthly(), Harmonics(5)])
 def test_config_and_columns(model):
-    assert climatology_from_config(climatology_config(model)) == model
+    assert from_config(to_config(model), KINDS, "climatology") == model
     assert model.design(monthly(30), 30).shape == (30, model.columns())
 
 
@@ -105,4 +105,4 @@ def test_errors():
     with pytest.raises(ValueError, match="12 different times.*do not determine the 13"):
         fit(Harmonics(6).design(monthly(12), 12), np.ones((12, 1)))
     with pytest.raises(ValueError, match="unknown climatology"):
-        climatology_from_config({"kind": "Weekly"})
+        from_config({"kind": "Weekly"}, KINDS, "climatology")

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from spherediff._config import to_config
 from spherediff.data import Identity, Log1p, Quantile, SquareRoot
-from spherediff.data.transforms import transform_config, transform_from_config
+from spherediff.data.transforms import transform_from_config
 
 AMOUNTS = st.lists(st.floats(0, 1e6), min_size=1, max_size=50).map(np.array)
 ANYTHING = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50).map(np.array)
@@ -97,7 +98,7 @@ def test_quantile_puts_an_atom_at_the_middle_of_its_scores():
 
 @pytest.mark.parametrize("transform", [Identity(), Log1p(0.3), SquareRoot(), fitted(lower=0.0)])
 def test_config_survives_json_exactly(transform):
-    config = json.loads(json.dumps(transform_config(transform)))
+    config = json.loads(json.dumps(to_config(transform)))
     assert transform_from_config(config) == transform
 
 

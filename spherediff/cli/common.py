@@ -323,12 +323,12 @@ def describe_channels(encoder: Encoder) -> dict[str, str]:
     :func:`spherediff.data.transforms.transform_from_config` makes each of them again) and
     ``units``, empty where a transform leaves none.
     """
-    from spherediff.data.transforms import transform_config
+    from spherediff._config import to_config
 
     return {
         "variables": " ".join(encoder.names),
         "channels": "; ".join(encoder.channels.labels),
-        "transforms": json.dumps([transform_config(one) for one in encoder.transforms]),
+        "transforms": json.dumps([to_config(one) for one in encoder.transforms]),
         "units": ", ".join(encoder.transformed_units),
     }
 

@@ -15,7 +15,7 @@ take place in coefficient space, where a transform of the sphere, being linear, 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,31 +93,12 @@ class Harmonics:
 
 
 Climatology = NoClimatology | Constant | Monthly | Harmonics
-_KINDS: dict[str, type[Climatology]] = {
-    kind.__name__: kind for kind in (NoClimatology, Constant, Monthly, Harmonics)
-}
+KINDS = (NoClimatology, Constant, Monthly, Harmonics)
 
 
 def needs_dates(climatology: Climatology) -> bool:
     """Whether the climatology differs from one time of the year to another."""
     return isinstance(climatology, Monthly | Harmonics)
-
-
-def climatology_config(climatology: Climatology) -> dict[str, Any]:
-    """What :func:`climatology_from_config` makes the same climatology from; JSON-able."""
-    return {"kind": type(climatology).__name__, **asdict(climatology)}
-
-
-def climatology_from_config(config: dict[str, Any]) -> Climatology:
-    """The climatology of :func:`climatology_config`.
-
-    Raises:
-        ValueError: no such climatology.
-    """
-    options = {key: value for key, value in config.items() if key != "kind"}
-    if config.get("kind") not in _KINDS:
-        raise ValueError(f"unknown climatology {config.get('kind')!r}; there are {list(_KINDS)}")
-    return _KINDS[config["kind"]](**options)
 
 
 def fit(design: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff._config import from_config, to_config
 from spherediff.data import climatology as climatologies
 from spherediff.data.amplitude import Amplitude
 from spherediff.data.archive import (
@@ -43,12 +44,7 @@ from spherediff.data.archive import (
 from spherediff.data.channels import Channels, Pair, pairs, require_vectors
 from spherediff.data.climatology import Climatology, Constant
 from spherediff.data.maps import BATCH, fitted
-from spherediff.data.transforms import (
-    Identity,
-    Transform,
-    transform_config,
-    transform_from_config,
-)
+from spherediff.data.transforms import Identity, Transform, transform_from_config
 from spherediff.grids import Grid
 
 _LOG = logging.getLogger(__name__)
@@ -282,14 +278,14 @@ class Encoder:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A JSON-able configuration and tensors, from which :meth:`from_state` makes the same."""
         channels = [
-            {"name": name, "attrs": dict(attrs), "transform": transform_config(transform)}
+            {"name": name, "attrs": dict(attrs), "transform": to_config(transform)}
             for name, attrs, transform in zip(self.names, self.attrs, self.transforms, strict=True)
         ]
         config = {
             "format": _FORMAT,
             "lmax": self.lmax,
             "channels": channels,
-            "climatology": climatologies.climatology_config(self.climatology),
+            "climatology": to_config(self.climatology),
             "vectors": [list(pair) for pair in self.vectors],
         }
         tensors = {"cycle": self.cycle, "log_std": self.amplitude.log_std}
@@ -309,7 +305,7 @@ class Encoder:
         if missing:
             raise ValueError(f"the encoder's state lacks {', '.join(missing)}")
         channels = config["channels"]
-        climatology = climatologies.climatology_from_config(config["climatology"])
+        climatology = from_config(config["climatology"], climatologies.KINDS, "climatology")
         shape = (climatology.columns(), len(channels), harmonics.count(config["lmax"]))
         cycle = tensors["cycle"]
         if tuple(cycle.shape) != shape or tuple(tensors["scale"].shape) != shape[1:2]:

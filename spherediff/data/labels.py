@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +27,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spherediff._config import from_config, to_config
 from spherediff.data.archive import sample_dimension
 from spherediff.data.climatology import (
     Climatology,
@@ -183,7 +184,7 @@ class Category:
 
 
 Label = Season | Scalar | Category
-_KINDS: dict[str, type[Label]] = {kind.__name__: kind for kind in (Season, Scalar, Category)}
+_KINDS = (Season, Scalar, Category)
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Labels:
 
     def to_config(self) -> list[dict[str, Any]]:
         """What :meth:`from_config` makes the same labels from; JSON-able."""
-        return [{"kind": type(part).__name__, **asdict(part)} for part in self.parts]
+        return [to_config(part) for part in self.parts]
 
     @classmethod
     def from_config(cls, config: Sequence[Mapping[str, Any]]) -> Labels:
@@ -280,14 +281,7 @@ class Labels:
         Raises:
             ValueError: no such kind of label.
         """
-        parts = []
-        for entry in config:
-            options: dict[str, Any]
-            options = {k: tuple(v) if k == "values" else v for k, v in entry.items() if k != "kind"}
-            if entry.get("kind") not in _KINDS:
-                raise ValueError(f"unknown label {entry.get('kind')!r}; there are {list(_KINDS)}")
-            parts.append(_KINDS[entry["kind"]](**options))
-        return cls(tuple(parts))
+        return cls(tuple(from_config(entry, _KINDS, "label") for entry in config))
 
 
 def _encoded(part: Label, values: Values, count: int) -> NDArray[np.float64]:

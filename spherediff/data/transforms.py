@@ -13,12 +13,15 @@ down to ``lower`` where that is given.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
+
+from spherediff._config import from_config
 
 Values = NDArray[np.floating]
 
@@ -140,27 +143,15 @@ class Quantile:
 
 
 Transform = Identity | Log1p | SquareRoot | Quantile
-_KINDS: dict[str, type[Transform]] = {
-    kind.__name__: kind for kind in (Identity, Log1p, SquareRoot, Quantile)
-}
 
 
-def transform_config(transform: Transform) -> dict[str, Any]:
-    """What :func:`transform_from_config` makes the same transform from; JSON keeps it exactly."""
-    return {"kind": type(transform).__name__, **asdict(transform)}
-
-
-def transform_from_config(config: dict[str, Any]) -> Transform:
-    """The transform of :func:`transform_config`, before or after a passage through JSON.
+def transform_from_config(config: Mapping[str, Any]) -> Transform:
+    """The transform that a model or a file of coefficients describes.
 
     Raises:
         ValueError: no such transform.
     """
-    options: dict[str, Any] = {}
-    options |= {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "kind"}
-    if config.get("kind") not in _KINDS:
-        raise ValueError(f"unknown transform {config.get('kind')!r}; there are {list(_KINDS)}")
-    return _KINDS[config["kind"]](**options)
+    return from_config(config, (Identity, Log1p, SquareRoot, Quantile), "transform")
 
 
 def _nonnegative(x: Values, name: str) -> Values:
