@@ -203,7 +203,7 @@ def main() -> None:
         label = model.labels.encode({"time": date}, 1)[0]
         denoiser = model.denoiser.given(label) if len(label) else model.denoiser
         operator, error = observing[name](k)
-        observation = observed(Dense(operator), error, truth[k], seed=k)
+        observation = observed(Dense.of(operator), error, truth[k], seed=k)
         drawn = draw(model, denoiser, observation, options)
         real = physical(model, truth[k : k + 1], date, grid)[0]
         judged = in_gap(grid) if name == "gap" else np.ones(grid.shape, bool)

@@ -302,7 +302,7 @@ class Model:
     def _conditioned(self, denoisers: list[Denoiser], given: Observation) -> list[Denoiser]:
         """Denoisers of the fields given observations, from the Gaussian posterior."""
         if given.values.numel() * math.prod(given.operator.event_shape) < _DENSE:
-            given = Observation(Dense(given.operator), given.values, given.noise_std)
+            given = Observation(Dense.of(given.operator), given.values, given.noise_std)
         start = posterior_reference(self.denoiser.reference, given)
         return [Referenced(PseudoinverseGuidance(one, given), start) for one in denoisers]
 

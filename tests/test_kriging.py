@@ -23,6 +23,7 @@ from spherediff.harmonics import count, expand
 from spherediff.kriging import Kriging, Prior
 from spherediff.observe import (
     Coefficients,
+    Dense,
     Filtered,
     Means,
     Observation,
@@ -79,20 +80,6 @@ PRIORS: dict[str, Callable[[int], Prior]] = {
 }
 
 
-class Matrix(Operator):
-    """Another operator's matrix, which is many times faster at these sizes."""
-
-    def __init__(self, operator: Operator) -> None:
-        super().__init__(operator.event_shape, operator.size)
-        self.matrix = matrix(operator)
-
-    def _apply(self, x: Tensor) -> Tensor:
-        return x.flatten(-len(self.event_shape)) @ self.matrix.T
-
-    def _transpose(self, y: Tensor) -> Tensor:
-        return (y @ self.matrix).unflatten(-1, self.event_shape)
-
-
 def matrix(operator: Operator) -> Tensor:
     """H, shape (m, events)."""
     size = math.prod(operator.event_shape)
@@ -129,7 +116,7 @@ def observe(prior: Prior, noise: float, spread: float, operator: Operator | None
         cap = (grid.latitude > 40)[None, :, None] * np.ones((1, *grid.shape))
         beam = Filtered(Values(HEALPix(2), shape, mask=np.arange(48) > 9), gaussian_beam(0.5, lmax))
         operator = Stacked([Values(stations(9), shape, last), Means(grid, cap, shape), beam])
-        operator = Matrix(operator)
+        operator = Dense.of(operator)
     std = noise * torch.exp(spread * normal(operator.size, seed=5))
     x = normal(*shape, seed=6)
     return Observation(operator, operator(x) + std * normal(operator.size, seed=7), std)
@@ -203,8 +190,8 @@ def test_values_at_unobserved_points_are_those_of_regression_on_the_correlation_
     G = Values(at, field.event_shape)
     assert_same(G(kriging.mean), mean, covariance.diagonal().sqrt())
     assert_same(kriging.variance(G), covariance.diagonal(), covariance.diagonal())
-    quick = Observation(Matrix(seen.operator), seen.values, seen.noise_std)
-    draws = Matrix(G)(Kriging(quick, field).sample((1500,), generator=seeded(11)))
+    quick = Observation(Dense.of(seen.operator), seen.values, seen.noise_std)
+    draws = Dense.of(G)(Kriging(quick, field).sample((1500,), generator=seeded(11)))
     assert_law(draws, mean, covariance)
 
 
@@ -228,7 +215,7 @@ def assert_law(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
 @pytest.mark.parametrize("noise", [1e-2, 1.0])
 def test_draws_have_the_conditional_law(name: str, noise: float) -> None:
     prior = PRIORS[name](2)
-    operator = Matrix(Values(stations(12), prior.event_shape))
+    operator = Dense.of(Values(stations(12), prior.event_shape))
     seen = observe(prior, noise, 0.7, operator)
     mu = normal(*prior.event_shape, seed=8)
     draws = Kriging(seen, prior, mu).sample((1500,), generator=seeded(12))
@@ -294,7 +281,7 @@ def test_low_degrees_do_not_depend_on_the_band_limit_if_data_see_no_others() -> 
     for lmax in (4, 6, 9):
         field = isotropic(lmax)
         gain = (torch.arange(lmax + 1) <= 4).double()
-        H = Matrix(Filtered(Values(stations(15), field.event_shape), gain))
+        H = Dense.of(Filtered(Values(stations(15), field.event_shape), gain))
         kriging = Kriging(Observation(H, normal(15), 0.1), field, tolerance=TIGHT)
         mean = kriging.mean
         means.append(mean[:25])

@@ -91,7 +91,7 @@ OPERATORS: dict[str, Callable[[int], Operator]] = {
     "coefficients": selected,
     "filtered": filtered,
     "stacked": stacked,
-    "dense": lambda lmax: Dense(stacked(lmax)),
+    "dense": lambda lmax: Dense.of(stacked(lmax)),
 }
 
 
@@ -222,8 +222,8 @@ def test_dense_gives_the_same_numbers() -> None:
     for size in (9, 150):  # made in one part and in several
         operator = Values(stations(size), (2, count(5)), 1)
         x, y = normal(4, 2, count(5)), normal(3, size)
-        torch.testing.assert_close(Dense(operator)(x), operator(x))
-        torch.testing.assert_close(Dense(operator).adjoint(y), operator.adjoint(y))
+        torch.testing.assert_close(Dense.of(operator)(x), operator(x))
+        torch.testing.assert_close(Dense.of(operator).adjoint(y), operator.adjoint(y))
 
 
 def test_averages_are_weighted_sums_of_as_many_values_each() -> None:
@@ -235,6 +235,14 @@ def test_averages_are_weighted_sums_of_as_many_values_each() -> None:
         Averaged(Values(stations(12), (count(3),)), np.ones((5, 3)))
     with pytest.raises(ValueError, match="finite; 1 of 3 are not"):
         Averaged(Values(stations(3), (4,)), np.array([[1.0, np.nan, 0]]))
+
+
+def test_matrices_that_do_not_fit_are_refused() -> None:
+    for matrix in (np.ones((3, 9)), np.ones(18)):
+        with pytest.raises(ValueError, match="expected a matrix of shape .m, 18. for states"):
+            Dense(matrix, (2, 9))
+    with pytest.raises(ValueError, match="the matrix must be finite; 2 of 36 are not"):
+        Dense(np.where(np.arange(36).reshape(2, 18) < 2, np.nan, 1.0), (2, 9))
 
 
 @pytest.mark.parametrize("fwhm", [0.0, 0.01, 0.3])

@@ -21,7 +21,7 @@ from spherediff.denoise import GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import Points
 from spherediff.nn import SphericalOperator
-from spherediff.observe import Coefficients, Observation, Operator, Values
+from spherediff.observe import Coefficients, Dense, Observation, Values
 from spherediff.posterior import (
     MomentMatching,
     PosteriorDenoiser,
@@ -38,20 +38,6 @@ from spherediff.twisted import TwistedSampler
 
 TIMES = [0.03, 0.4, 0.95]
 EXACT = {"tolerance": 1e-13, "max_iterations": 300}
-
-
-class Matrix(Operator):
-    """A dense H."""
-
-    def __init__(self, H: torch.Tensor, event_shape: Sequence[int]) -> None:
-        super().__init__(event_shape, len(H))
-        self.H = H
-
-    def _apply(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(-len(self.event_shape)) @ self.H.to(x).T
-
-    def _transpose(self, y: torch.Tensor) -> torch.Tensor:
-        return (y @ self.H.to(y)).unflatten(-1, self.event_shape)
 
 
 class Law(NamedTuple):
@@ -103,7 +89,7 @@ def observe(
     event = process.event_shape
     scale = process.field.std_per_coefficient.flatten()
     H = normal(size, scale.numel(), seed=seed) / scale.numel() ** 0.5
-    return Observation(Matrix(H, event), H @ (scale * normal(scale.numel(), seed=9)), noise_std)
+    return Observation(Dense(H, event), H @ (scale * normal(scale.numel(), seed=9)), noise_std)
 
 
 def dense(observation: Observation) -> torch.Tensor:
