@@ -72,7 +72,7 @@ def test_residual_is_single_precision_under_autocast_and_right_to_two_digits() -
 def test_training_in_mixed_precision_follows_that_in_single_precision(
     calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spherediff.train.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("spherediff.train.loop.multiplies_bfloat16", lambda device: True)
     losses = {}
     for mixed in (False, True):
         denoiser = make_denoiser()

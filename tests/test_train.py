@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from spherediff import _tensors, harmonics
-from spherediff import train as training
-from spherediff.checkpoint import CHECKPOINT
 from spherediff.covariance import Covariance
 from spherediff.denoise import GaussianDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
@@ -26,12 +24,16 @@ from spherediff.nn import SphericalOperator
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.spectra import Tabulated
 from spherediff.train import (
+    CHECKPOINT,
     METRICS,
     Fields,
     TrainConfig,
+    batches,
     ema_decay,
     held_out_loss,
     learning_rate,
+    loop,
+    residual_error,
     train,
 )
 
@@ -111,7 +113,7 @@ def test_average_is_the_exponential_moving_average() -> None:
     weights, decays = [1.0, -2.0, 4.0, 0.5], [0.2, 0.5, 0.9, 0.99]
     for weight, decay in zip(weights, decays, strict=True):
         nn.init.constant_(network.weight, weight)
-        training._average(average, network, decay)
+        loop.average(average, network, decay)
     # unrolled: Π d_k · 5 + Σ_k (1 − d_k) Π_{j>k} d_j · w_k
     expected = 5.0 * math.prod(decays)
     for k, weight in enumerate(weights):
@@ -127,12 +129,12 @@ def test_ema_decay_warms_up() -> None:
 def test_noise_levels_have_their_law_and_stay_in_range(fields) -> None:
     denoiser = make_denoiser(fields[0])
     config = TrainConfig(batch=20_000, log_noise_mean=-0.3, log_noise_std=1.2)
-    draw = training._draw_log_noise(denoiser, config, torch.Generator().manual_seed(0))
+    draw = batches.draw_log_noise(denoiser, config, torch.Generator().manual_seed(0))
     # 4.5 standard errors of mean and standard deviation: false alarms below 2e-5
     assert draw.mean().item() == pytest.approx(-0.3, abs=4.5 * 1.2 / math.sqrt(20_000))
     assert draw.std().item() == pytest.approx(1.2, abs=4.5 * 1.2 / math.sqrt(40_000))
     wide = dataclasses.replace(config, log_noise_std=50.0)
-    draw = training._draw_log_noise(denoiser, wide, torch.Generator().manual_seed(0))
+    draw = batches.draw_log_noise(denoiser, wide, torch.Generator().manual_seed(0))
     low, high = denoiser.process.schedule.log_snr_range
     assert draw.min() == -high
     assert draw.max() == -low
@@ -144,7 +146,7 @@ def test_training_target_has_unit_variance_at_every_noise_level() -> None:
     generator = torch.Generator().manual_seed(0)
     for level in (-3.0, 0.0, 3.0):
         levels = torch.full((len(data),), level)
-        error, target = training.residual_error(denoiser, data, levels, generator)
+        error, target = residual_error(denoiser, data, levels, generator)
         assert torch.equal(error, -target)
         # 64 000 numbers, heavy tails at low noise: well under 10 %
         assert target.square().mean().item() == pytest.approx(1, abs=0.1)
@@ -488,18 +490,18 @@ def test_labels_are_dropped_at_the_stated_share() -> None:
     condition = torch.stack([torch.ones(count), torch.arange(1.0, 1 + count)], dim=1)
     fields = Fields(torch.randn(count, 1, 4), condition)
     generator = torch.Generator().manual_seed(0)
-    dropped = training._drop_labels(fields, share, generator)
+    dropped = batches.drop_labels(fields, share, generator)
     assert dropped.x is fields.x
     null = (dropped.condition == 0).all(1)
     assert torch.equal(dropped.condition[~null], condition[~null])
     # a binomial of 4000: standard error 0.0047; four of them, one false alarm in 16,000
     assert abs(float(null.float().mean()) - share) < 4 * math.sqrt(share * (1 - share) / count)
-    assert not torch.equal(null, (training._drop_labels(fields, share, generator)[1] == 0).all(1))
-    assert torch.equal(training._drop_labels(fields, 0.0, generator).condition, condition)
-    assert (training._drop_labels(fields, 1.0, generator).condition == 0).all()
+    assert not torch.equal(null, (batches.drop_labels(fields, share, generator)[1] == 0).all(1))
+    assert torch.equal(batches.drop_labels(fields, 0.0, generator).condition, condition)
+    assert (batches.drop_labels(fields, 1.0, generator).condition == 0).all()
     state = generator.get_state()
     plain = Fields.of(fields.x)
-    assert training._drop_labels(plain, share, generator) is plain
+    assert batches.drop_labels(plain, share, generator) is plain
     assert torch.equal(generator.get_state(), state)
 
 
@@ -529,7 +531,7 @@ def test_a_resumed_training_with_labels_has_the_same_bits(one_thread, tmp_path) 
     data = seasonal(lognormal_fields(40, 3, seed=1), seed=3)
     whole, parts = (make_denoiser(data.x, conditions=1) for _ in range(2))
     train(whole, data, data, SHORT, tmp_path / "whole", progress=False)
-    step = training._take_step
+    step = loop._take_step
 
     def stop(learners, state, *rest):
         if state.step == 13:
@@ -537,7 +539,7 @@ def test_a_resumed_training_with_labels_has_the_same_bits(one_thread, tmp_path) 
         return step(learners, state, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_take_step", stop)
+        patch.setattr(loop, "_take_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train(parts, data, data, SHORT, tmp_path / "parts", progress=False)
     train(parts, data, data, SHORT, tmp_path / "parts", resume=True, progress=False)

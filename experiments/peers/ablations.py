@@ -54,6 +54,7 @@ from training import Budget, train_within
 
 from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
+from spherediff._system import keep_freed_memory
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Labels
 from spherediff.data.static import amplitude_fields, static_fields
@@ -65,7 +66,8 @@ from spherediff.nn import SphericalOperator
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.sample import Bridge, Heun, ProbabilityFlow, ReverseSDE, Sampler
 from spherediff.spectra import Tabulated
-from spherediff.train import _keep_freed_memory, _spread_normal, residual_error
+from spherediff.train import residual_error
+from spherediff.train.batches import spread_normal
 
 PARTS = 5
 LEARNING_RATE, BATCH = 6e-3, 16
@@ -125,7 +127,7 @@ def sized(_: Tensor, amplitude: Tensor, conditions: int, **options: int) -> Sphe
 
 def log_normal(count: int, _: tuple[float, float]) -> Tensor:
     """log σ/α as the package draws it in training."""
-    return -0.3 + 1.2 * _spread_normal(count).float()
+    return -0.3 + 1.2 * spread_normal(count).float()
 
 
 def uniform(count: int, limits: tuple[float, float]) -> Tensor:
@@ -421,7 +423,7 @@ def main() -> None:
     archives.require([options.archive], options.folder)
     require_writable(options.output / "variants.md")
     torch.set_num_threads(options.threads)
-    _keep_freed_memory()
+    keep_freed_memory()
     split = archives.load(options.archive, options.folder)
     for k, name in enumerate(options.variants):
         path = options.output / f"{name}.json"

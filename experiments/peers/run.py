@@ -37,7 +37,7 @@ from methods import METHODS
 from store import Entry, environment
 
 from spherediff._files import require_writable
-from spherediff.train import _keep_freed_memory
+from spherediff._system import keep_freed_memory
 
 SECONDS = 900.0
 
@@ -100,7 +100,7 @@ def main() -> None:
     options = arguments()
     check(options)
     torch.set_num_threads(options.threads)
-    _keep_freed_memory()  # as the package's own training does: the same for all
+    keep_freed_memory()  # as the package's own training does: the same for all
     entries = [
         Entry(options.output, archive, method)
         for archive in options.archives

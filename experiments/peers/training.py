@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spherediff.train import _average
+from spherediff.train.loop import average as averaged
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
 
@@ -102,7 +102,7 @@ def train_within(
             batch = training[torch.randint(len(training), (budget.batch,))]
             _step(network, optimiser, loss(network, batch), budget, elapsed)
             step += 1
-            _average(average, network, budget.decay(step))
+            averaged(average, network, budget.decay(step))
             elapsed = clock() - start
             if elapsed >= (len(judgements) + 1) / _JUDGEMENTS * budget.seconds:
                 error = judge(average, loss, validation, budget.batch)

@@ -16,9 +16,9 @@ from bench_transforms import compare, describe_machine
 
 from spherediff import harmonics
 from spherediff._precision import multiplies_bfloat16
+from spherediff._system import keep_freed_memory
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig, SphericalOperator
-from spherediff.train import _keep_freed_memory
 
 BATCH = 16
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    _keep_freed_memory()
+    keep_freed_memory()
     describe_machine(options.threads)
     if not multiplies_bfloat16(torch.device("cpu")):
         print("this processor has no instructions for bfloat16, which training then does not use\n")
