@@ -9,6 +9,9 @@ import xarray as xr
 import spherediff as sd
 from spherediff import demo, report
 from spherediff.cli import main
+from spherediff.demo import pipeline
+from spherediff.demo.figures import same_months
+from spherediff.demo.ready import prepare, trained
 from spherediff.train import METRICS
 
 
@@ -36,6 +39,9 @@ def test_info_says_how_the_model_was_made(folder, capsys):
     assert f"command     spherediff demo --quick --output {folder}\n" in found
     assert "seed        0\n" in found
     assert "archive     navy-winds\n" in found
+    assert "spherediff  0.1.0\n" in found
+    assert "training    96 samples, 1982-01-16 to 1989-12-17\n" in found
+    assert "held out    12 samples, 1990-01-16 to 1990-12-17\n" in found
 
 
 def test_samples_are_full_winds_of_named_months(folder):
@@ -75,14 +81,14 @@ def test_the_scorecard_has_every_row_and_the_verdict(folder):
     text = (folder / "scorecard.txt").read_text()
     assert "held-out denoising loss" in text
     assert report.table(card.rows) in text
-    assert sum(demo._shown(row) for row in card.rows) == 10
+    assert sum(pipeline._shown(row) for row in card.rows) == 10
 
 
 def test_a_second_run_goes_on_from_the_checkpoint(folder, capsys):
     model = sd.model.Model.load(folder / "model")
     metrics = (folder / "model" / METRICS).read_text()
-    ready = demo._prepare(sd.data.load("navy-winds"), demo.QUICK)
-    again, _ = demo._trained(ready, demo.QUICK, folder / "model", 0)
+    ready = prepare(sd.data.load("navy-winds"), demo.QUICK)
+    again, _ = trained(ready, demo.QUICK, folder / "model", 0)
     assert "going on from the checkpoint" in capsys.readouterr().out
     assert (folder / "model" / METRICS).read_text() == metrics
     weights, before = again.denoiser.state_dict(), model.denoiser.state_dict()
@@ -102,8 +108,8 @@ def test_an_unwritable_folder_is_refused_at_once(tmp_path, capsys):
 
 def test_pairs_have_one_month_and_spread_over_the_year():
     observed, drawn = np.tile(np.arange(1, 13), 2), np.array([7, 2, 7, 11, 5])
-    pairs = demo._same_months(observed, drawn, 2)
+    pairs = same_months(observed, drawn, 2)
     assert pairs == [(1, 1), (6, 0)]
     every = np.arange(1, 13)
-    pairs = demo._same_months(observed, every, 3)
+    pairs = same_months(observed, every, 3)
     assert [int(every[k]) for _, k in pairs] == [1, 5, 9]

@@ -201,7 +201,8 @@ def _describe_model(folder: Path) -> None:
     if (folder / RUN).exists():
         for key, value in json.loads((folder / RUN).read_text(encoding="utf-8")).items():
             text = " ".join(map(str, value)) if isinstance(value, list) else value
-            say(f"{key:<12}{text}")
+            label = key.removesuffix("_version").replace("_", " ")
+            say(f"{label:<12}{text}")
     if (folder / CONFIG).exists():
         model = Model.load(folder)
         encoder, network = model.encoder, model.network

@@ -20,8 +20,6 @@ from spherediff.cli.common import (
 )
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from spherediff.data import Category, Labels, Scalar
     from spherediff.train import TrainConfig
 
@@ -135,7 +133,7 @@ class Train:
     def run(self, invocation: Invocation) -> None:
         """Check, encode, train, save."""
         from spherediff._files import require_writable, write_json
-        from spherediff.data import Encoder, Labels, sample_dimension
+        from spherediff.data import Encoder, Labels, sample_dimension, span
         from spherediff.model import Model
         from spherediff.nn import OperatorConfig
         from spherediff.train import CHECKPOINT, RUN, Fields
@@ -181,8 +179,8 @@ class Train:
         record = invocation.record(
             self.seed,
             archive=list(self.archive),
-            training=_span(training, sample),
-            held_out=_span(held_out, sample),
+            training=span(training),
+            held_out=span(held_out),
         )
         if not self.resume:  # one that is refused must not change what was said of the first
             write_json(self.output / RUN, record)
@@ -251,11 +249,3 @@ def _sampling(model: Path, labels: Labels) -> str:
     where = ["--where", *(f"{part.name}={part.example}" for part in told)] if told else []
     command = ["sample", "--model", str(model), *where, "--count", "16", "--output", "samples.nc"]
     return shlex.join(["spherediff", *command])
-
-
-def _span(ds: xr.Dataset, sample: str) -> str:
-    count = ds.sizes[sample]
-    if "time" not in ds.coords or ds["time"].ndim != 1:
-        return f"{count} samples"
-    first, last = (str(ds["time"].values[k])[:10] for k in (0, -1))
-    return f"{count} samples, {first} to {last}"

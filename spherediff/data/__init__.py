@@ -10,7 +10,7 @@ maps = encoder.decode(x, grid, time=train.time)     # xarray.Dataset in physical
 write(maps, "maps.nc", {"command": "…"})
 """
 
-from spherediff.data.archive import grid_of, normalise, sample_dimension
+from spherediff.data.archive import grid_of, normalise, sample_dimension, span
 from spherediff.data.bundled import coastlines, load, models
 from spherediff.data.climatology import Constant, Harmonics, Monthly, NoClimatology
 from spherediff.data.encoder import Encoder
@@ -42,5 +42,6 @@ __all__ = [
     "open",
     "read_coefficients",
     "sample_dimension",
+    "span",
     "write",
 ]

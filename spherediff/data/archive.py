@@ -46,6 +46,15 @@ _ORDERINGS = {
 }  # fmt: skip
 
 
+def span(ds: xr.Dataset) -> str:
+    """How many samples, and from which date to which, as one says it."""
+    count = ds.sizes[sample_dimension(ds)]
+    if "time" not in ds.coords or ds["time"].ndim != 1:
+        return f"{count} samples"
+    first, last = (str(ds["time"].values[k])[:10] for k in (0, -1))
+    return f"{count} samples, {first} to {last}"
+
+
 def normalise(
     ds: xr.Dataset,
     variables: str | Sequence[str] | None = None,
