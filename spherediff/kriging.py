@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +50,11 @@ from torch.nn.functional import one_hot
 
 from spherediff._linear import Operator as Map
 from spherediff._linear import conjugate_gradients
-from spherediff.covariance import Covariance
-from spherediff.gaussian import GaussianField, MultivariateGaussianField
+from spherediff._roots import Prior, root_of
+from spherediff.gaussian import GaussianField
 from spherediff.harmonics import degree_spectrum, expand
 from spherediff.observe import Observation, Operator
-from spherediff.streams import NormalSource, Randomness, open_source
+from spherediff.streams import Randomness, open_source
 from spherediff.zonal import ZonalInverse, axis_of
 
 _PROBES = 8  # for the diagonal of HᵀN⁻¹H
@@ -63,8 +63,6 @@ _PATIENCE = 100, 1000  # iterations before the numbers told most are taken toget
 _TOGETHER = 4096  # of them, a matrix of 128 MiB
 _ZONAL = 255  # degree up to which they are told apart by latitude
 _LARGEST_PART = 1 << 22  # numbers in the vectors of the systems that are solved at once
-
-Prior = GaussianField | MultivariateGaussianField | Covariance
 
 
 class Kriging:
@@ -112,7 +110,7 @@ class Kriging:
         self.observation, self.prior = observation, prior
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self.event_shape = H.event_shape
-        self._root = _root(prior)
+        self._root = root_of(prior)
         place = {"device": self._root.device, "dtype": torch.float64}
         self._y = observation.values.detach().to(**place)
         self._std = observation.noise_std.detach().to(**place)
@@ -329,121 +327,6 @@ class _Solution(NamedTuple):
     z: Tensor
     residual: Tensor  # norm for each system
     iterations: int
-
-
-class _Root(Protocol):
-    """R with S = RRᵀ, from flat white noise (*batch, size) to fields (*batch, *event_shape)."""
-
-    size: int
-    device: torch.device
-    variance: Tensor  # diagonal of S
-
-    def white(self, source: NormalSource) -> Tensor:
-        """White noise of the source's samples."""
-        ...
-
-    def apply(self, z: Tensor) -> Tensor:
-        """R z."""
-        ...
-
-    def transpose(self, x: Tensor) -> Tensor:
-        """Rᵀ x."""
-        ...
-
-    def told(self, t: Tensor) -> Tensor:
-        """Diagonal of RᵀtR for a diagonal t, shape (*event_shape)."""
-        ...
-
-    def preconditioner(self, t: Tensor) -> Map:
-        """(1 + RᵀtR)⁻¹."""
-        ...
-
-
-class _LowRankRoot:
-    """R = (√D, Uᵀ) of S = D + UᵀU."""
-
-    def __init__(self, diagonal: Tensor, factor: Tensor) -> None:
-        self.event_shape, self.device = diagonal.shape, diagonal.device
-        self.std, self.U = diagonal.sqrt().flatten(), factor.flatten(1)
-        self.variance = diagonal + factor.square().sum(0)
-        self.n, self.k = len(self.std), len(self.U)
-        self.size = self.n + self.k
-
-    def white(self, source: NormalSource) -> Tensor:
-        z = source.normal(self.event_shape, torch.float64).flatten(1)
-        return torch.cat([z, source.normal((self.k,), torch.float64)], -1) if self.k else z
-
-    def apply(self, z: Tensor) -> Tensor:
-        x = self.std * z[..., : self.n] + z[..., self.n :] @ self.U
-        return x.unflatten(-1, self.event_shape)
-
-    def transpose(self, x: Tensor) -> Tensor:
-        flat = x.flatten(-len(self.event_shape))
-        return torch.cat([self.std * flat, flat @ self.U.T], -1)
-
-    def told(self, t: Tensor) -> Tensor:
-        t = t.flatten()
-        return torch.cat([self.std.square() * t, self.U.square() @ t])
-
-    def preconditioner(self, t: Tensor) -> Map:
-        """Block elimination; the Schur complement is G = 1 + U t/(1 + Dt) Uᵀ."""
-        t = t.flatten()
-        own = 1 + self.std.square() * t
-        coupling = (self.U * (self.std * t)).T  # (n, k)
-        G = torch.eye(self.k).to(t) + (self.U * (t / own)) @ self.U.T
-        factor = torch.linalg.cholesky(G)
-
-        def solve(r: Tensor) -> Tensor:
-            first, last = r[..., : self.n] / own, r[..., self.n :]
-            rows = (last - first @ coupling).reshape(math.prod(last.shape[:-1]), self.k)
-            last = torch.cholesky_solve(rows.T, factor).T.reshape(last.shape)  # one system for all
-            return torch.cat([first - (last @ coupling.T) / own, last], -1)
-
-        return solve
-
-
-class _ChannelRoot:
-    """R = L_ℓ over the channels, C_ℓ = L_ℓL_ℓᵀ."""
-
-    def __init__(self, field: MultivariateGaussianField) -> None:
-        self.event_shape, self.device = field.event_shape, field.device
-        self.size = math.prod(self.event_shape)
-        C = field.cross_spectrum.permute(1, 2, 0).to(self.device)  # (channels, channels, lmax+1)
-        L = torch.linalg.cholesky(field.cross_spectrum).permute(1, 2, 0).to(self.device)
-        self.variance = expand(C.diagonal().T)
-        self.L = expand(L)
-
-    def white(self, source: NormalSource) -> Tensor:
-        return source.normal(self.event_shape, torch.float64).flatten(1)
-
-    def apply(self, z: Tensor) -> Tensor:
-        return torch.einsum("abn,...bn->...an", self.L, z.unflatten(-1, self.event_shape))
-
-    def transpose(self, x: Tensor) -> Tensor:
-        return torch.einsum("abn,...an->...bn", self.L, x).flatten(-2)
-
-    def told(self, t: Tensor) -> Tensor:
-        return torch.einsum("abn,an->bn", self.L.square(), t).flatten()
-
-    def preconditioner(self, t: Tensor) -> Map:
-        channels = torch.eye(self.event_shape[0]).to(t)
-        P = channels + torch.einsum("abn,an,acn->nbc", self.L, t, self.L)
-        inverse = torch.linalg.inv(P)
-
-        def solve(r: Tensor) -> Tensor:
-            by_channel = r.unflatten(-1, self.event_shape)
-            return torch.einsum("nbc,...cn->...bn", inverse, by_channel).flatten(-2)
-
-        return solve
-
-
-def _root(prior: Prior) -> _Root:
-    if isinstance(prior, MultivariateGaussianField):
-        return _ChannelRoot(prior)
-    if isinstance(prior, GaussianField):
-        D = expand(prior.degree_variance.to(prior.device))
-        return _LowRankRoot(D, D.new_zeros(0, *D.shape))
-    return _LowRankRoot(prior.diagonal.detach().double(), prior.factor.detach().double())
 
 
 def _checked(x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
