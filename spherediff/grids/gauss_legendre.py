@@ -12,7 +12,7 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
 with Gauss weights w_j is exact for band limits up to L.
 
 The sums over ℓ are matrix products, one for each m, with all fields of the batch together.  The
-sums over m are fast Fourier transforms, or for small band limits two more matrix products.
+sums over m are fast Fourier transforms.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff.grids._fourier import project_waves, sum_waves
 from spherediff.grids.grid import Grid
 from spherediff.grids.latlon import LatLon
 
-# The tables hold (lmax+1)³ numbers: 68 MB in float32 at this band limit.  Above it, on the CPU,
-# ducc0 transforms field by field without them.
+# The tables hold about (lmax+1)³/3 numbers: 23 MB in float32 at this band limit.  Above it, on the
+# CPU, ducc0 transforms field by field without them.
 _LARGEST_TABLE = 256
 
-# Up to here the Fourier sums are matrix products too: more arithmetic than fast transforms, but
-# none of the copies between layouts, which weigh more when the fields are small.
-_LARGEST_MATRIX = 80
-
 _ORDERS_PER_BLOCK = 24
+
+# At a time, so that what lies between the steps stays near the processor.
+_FIELDS = 128
 
 
 class GaussLegendre(Grid):
@@ -134,9 +134,7 @@ def _engine(lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch
     aliased = 2 * lmax >= shape[1]
     if aliased or (device.type == "cpu" and lmax > _LARGEST_TABLE):
         return _Ducc(lmax, shape)
-    if lmax <= _LARGEST_MATRIX and shape[1] % 2 == 0:
-        return _Matrices(lmax, shape, dtype, device)
-    return _FastFourier(lmax, shape, dtype, device)
+    return _Products(lmax, shape, dtype, device)
 
 
 class _Ducc:
@@ -154,180 +152,155 @@ class _Ducc:
 
 
 class _Block(NamedTuple):
-    """Orders that one batched product transforms, with all degrees from the lowest of them on.
+    """Orders m that one batched product transforms, with the degrees of one parity of ℓ − m.
 
-    The places (m, ℓ) where ℓ < |m| are padding.  A few blocks have little of it, and yet few
-    products.
+    Place (m, k) is for the degree m + 2k, or m + 2k + 1.  Those beyond the band limit are padding:
+    a few blocks have little of it, and yet few products.
 
     Attributes:
-        rows: its rows among those of all orders.
         places: its places among those of all blocks.
-        legendre: λ_ℓ|m|(θ_j), shape (m, ℓ, nlat), zero in the padding.
+        legendre: λ_ℓm(θ_j), by √2 where m > 0, shape (m, k, θ), zero in the padding.
     """
 
-    rows: slice
     places: slice
     legendre: Tensor
 
     def of(self, x: Tensor) -> Tensor:
-        """The places of this block as matrices, (field, place) → (m, field, ℓ)."""
+        """What stands at its places, (row, place) → (m, row, k)."""
         orders, degrees, _ = self.legendre.shape
         return x[:, self.places].view(len(x), orders, degrees).transpose(0, 1)
 
-
-def _blocks(
-    lmax: int, nlat: int, orders: Tensor, dtype: torch.dtype, device: torch.device
-) -> tuple[list[_Block], Tensor, Tensor]:
-    """Blocks for ``orders``, which grow roughly, and the degree and order of every place."""
-    table = legendre(lmax, ducc0.misc.GL_thetas(nlat))
-    blocks, degree, order, place = [], [], [], 0
-    edges = torch.linspace(0, len(orders), max(1, len(orders) // _ORDERS_PER_BLOCK) + 1).int()
-    for first, last in itertools.pairwise(edges.tolist()):
-        m = orders[first:last]
-        lowest = int(m.abs().min())
-        values = table[m.abs(), lowest:].to(device, dtype)
-        places = values[..., 0].numel()
-        blocks.append(_Block(slice(first, last), slice(place, place + places), values))
-        degree.append(torch.arange(lowest, lmax + 1).repeat(len(m)))
-        order.append(m.repeat_interleave(lmax + 1 - lowest))
-        place += places
-    return blocks, torch.cat(degree), torch.cat(order)
+    def project(self, rings: Tensor, x: Tensor) -> None:
+        """Write twice the sums over latitude, of (m, row, θ), to its places in (place, row)."""
+        orders, degrees, _ = self.legendre.shape
+        out = x[self.places].view(orders, degrees, -1)
+        torch.baddbmm(out, self.legendre, rings.mT, beta=0, alpha=2, out=out)
 
 
-def _exchange(degree: Tensor, order: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat index for each place, any in the padding, and the used place of each coefficient."""
-    spread = torch.where(order.abs() <= degree, degree * (degree + 1) + order, 0)
-    collect = torch.empty(int(used.sum()), dtype=torch.int64)
-    collect[spread[used]] = used.nonzero()[:, 0]
-    return spread.int(), collect.int()
+class _Blocks(NamedTuple):
+    """Blocks of the same orders: their rows, and degrees for which λ is even and odd about 0°."""
+
+    rows: slice
+    even: _Block
+    odd: _Block
 
 
-class _Matrices:
-    """By matrix products alone, with one row for each order −lmax ≤ m ≤ lmax.
+class _Products:
+    """By matrix products with half the Legendre functions, and real Fourier transforms.
 
-    Half the longitudes are enough if their number is even, since with the sums E over even and O
-    over odd orders
+    λ_ℓm is even about the equator where ℓ − m is even, and odd where it is odd, so that sums E
+    over the former and O over the latter on one hemisphere are enough:
 
-        v(φ) = E(φ) + O(φ),   v(φ + π) = E(φ) − O(φ).
+        A_m(θ) = E_m(θ) + O_m(θ),   A_m(π − θ) = E_m(θ) − O_m(θ).
 
-    Even and odd orders alternate among the rows while |m| grows, so that either are every other
-    row, and the orders of a block are close to one another.  Fields are the last axis on the way,
-    which are more than latitudes where time counts.
-    """
-
-    def __init__(
-        self, lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        nlat, nlon = shape
-        orders = _alternating_orders(lmax)
-        self.nlat, self.rows = nlat, len(orders)
-        self.even, self.odd = slice(lmax % 2, None, 2), slice(1 - lmax % 2, None, 2)
-        waves = _waves(orders, nlon)[:, : nlon // 2].to(device, dtype)
-        self.even_waves = waves[self.even].contiguous()
-        self.odd_waves = waves[self.odd].contiguous()
-        self.blocks, degree, order = _blocks(lmax, nlat, orders, dtype, device)
-        spread, collect = _exchange(degree, order, order.abs() <= degree)
-        self.spread, self.collect = spread.to(device), collect.to(device)
-
-    def synthesis(self, a: Tensor) -> Tensor:
-        fields = len(a)
-        x = a.index_select(1, self.spread)
-        rings = a.new_empty(self.rows, self.nlat, fields)
-        for block in self.blocks:
-            torch.bmm(block.legendre.mT, block.of(x).mT, out=rings[block.rows])
-        rings = rings.view(self.rows, -1)
-        even, odd = (
-            (rings[rows].T @ waves).view(self.nlat, fields, -1).transpose(0, 1)
-            for rows, waves in ((self.even, self.even_waves), (self.odd, self.odd_waves))
-        )
-        values = a.new_empty(fields, self.nlat, 2, even.shape[-1])
-        torch.add(even, odd, out=values[:, :, 0])
-        torch.sub(even, odd, out=values[:, :, 1])
-        return values.view(fields, self.nlat, -1)
-
-    def adjoint(self, values: Tensor) -> Tensor:
-        fields = len(values)
-        near, far = values.view(fields, self.nlat, 2, -1).transpose(0, 1).unbind(2)
-        half = values.new_empty(near.shape)
-        rings = values.new_empty(self.rows, self.nlat * fields)
-        torch.add(near, far, out=half)
-        torch.mm(self.even_waves, half.flatten(0, 1).T, out=rings[self.even])
-        torch.sub(near, far, out=half)
-        torch.mm(self.odd_waves, half.flatten(0, 1).T, out=rings[self.odd])
-        rings = rings.view(self.rows, self.nlat, fields)
-        x = values.new_empty(len(self.spread), fields)
-        for block in self.blocks:
-            orders, degrees, _ = block.legendre.shape
-            out = x[block.places].view(orders, degrees, fields)
-            torch.bmm(block.legendre, rings[block.rows], out=out)
-        return x.index_select(0, self.collect).T.contiguous()
-
-
-def _alternating_orders(lmax: int) -> Tensor:
-    """−lmax ≤ m ≤ lmax, of alternating parity and roughly by |m|."""
-    m = torch.arange(-lmax, lmax + 1)
-    m = m[m.abs().argsort(stable=True)]
-    orders = torch.empty_like(m)
-    for parity in (0, 1):
-        orders[(lmax + parity) % 2 :: 2] = m[m % 2 == parity]
-    return orders
-
-
-def _waves(orders: Tensor, nlon: int) -> Tensor:
-    """√2 cos mφ_k, 1, √2 sin |m|φ_k for m > 0, = 0, < 0, float64, shape (m, nlon)."""
-    m = orders[:, None]
-    angle = 2 * math.pi / nlon * (m.abs() * torch.arange(nlon) % nlon).double()
-    wave = torch.where(m < 0, torch.sin(angle), torch.cos(angle))
-    return torch.where(m == 0, 1.0, math.sqrt(2) * wave)
-
-
-class _FastFourier:
-    """By Legendre products for 0 ≤ m ≤ lmax, cosine and sine parts together, and fast transforms.
-
-    Synthesis scales the coefficients so that the Fourier coefficients of a real field come out,
-    A_0 and (A_m − i B_m)/2; the adjoint those that come of Σ_k v_k e^{−imφ_k}.
+    Rows 2m and 2m + 1 are of the orders m and −m, which have the same matrices; order 0 has row 1
+    alone, and row 0 does not enter the Fourier sums.
     """
 
     def __init__(
         self, lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
     ) -> None:
         self.nlat, self.nlon = shape
-        self.orders = lmax + 1
-        self.blocks, degree, order = _blocks(lmax, self.nlat, torch.arange(lmax + 1), dtype, device)
-        cosines, sines = order <= degree, (order <= degree) & (order > 0)
-        spread, collect = _exchange(
-            degree.repeat(2), torch.cat([order, -order]), torch.cat([cosines, sines])
-        )
+        self.north, self.south = (self.nlat + 1) // 2, self.nlat // 2
+        self.rows = 2 * (lmax + 1)
+        table = legendre(lmax, ducc0.misc.GL_thetas(self.nlat)[: self.north])
+        table[1:] /= math.sqrt(2)
+        self.blocks, degree, order = [], [], []
+        for first, last in itertools.pairwise(_edges(lmax)):
+            m = torch.arange(first, last)[:, None]
+            even = m + 2 * torch.arange((lmax - first) // 2 + 1)
+            pair = []
+            for ell in (even, even + 1):
+                values = table[m, ell.clamp(max=lmax)] * (ell <= lmax)[..., None]
+                place = sum(map(len, degree))
+                pair.append(_Block(slice(place, place + ell.numel()), values.to(device, dtype)))
+                degree.append(ell.flatten())
+                order.append(m.expand_as(ell).flatten())
+            self.blocks.append(_Blocks(slice(2 * first, 2 * last), *pair))
+        spread, collect = _exchange(lmax, torch.cat(degree), torch.cat(order))
         self.spread, self.collect = spread.to(device), collect.to(device)
-        m = harmonics.orders(lmax)
-        sign = torch.where(m < 0, -1.0, 1.0).double()
-        self.synthesis_factor = torch.where(m == 0, 1.0, sign * math.sqrt(0.5)).to(device, dtype)
-        self.adjoint_factor = torch.where(m == 0, 1.0, sign * math.sqrt(2)).to(device, dtype)
 
     def synthesis(self, a: Tensor) -> Tensor:
-        fields = len(a)
-        x = (a * self.synthesis_factor).index_select(1, self.spread).view(2 * fields, -1)
-        rings = a.new_empty(self.orders, 2 * fields, self.nlat)
-        for block in self.blocks:
-            torch.bmm(block.of(x), block.legendre, out=rings[block.rows])
-        cosine, sine = rings.view(self.orders, fields, 2, self.nlat).permute(2, 1, 3, 0)
-        spectrum = torch.complex(cosine, sine)  # (field, θ, m)
-        return torch.fft.irfft(spectrum, n=self.nlon, norm="forward")
+        values = a.new_empty(len(a), self.nlat, self.nlon)
+        for first in range(0, len(a), _FIELDS):
+            some = slice(first, first + _FIELDS)
+            self._synthesise(a[some], values[some])
+        return values
 
     def adjoint(self, values: Tensor) -> Tensor:
-        fields = len(values)
-        spectrum = torch.fft.rfft(values)
-        # Two steps, each kind to the cache: orders first, then cosine and sine parts asunder.
-        by_order = spectrum.new_empty(self.orders, fields, self.nlat)
-        by_order.copy_(spectrum.permute(2, 0, 1)[: self.orders])
-        rings = values.new_empty(self.orders, fields, 2, self.nlat)
-        rings.copy_(torch.view_as_real(by_order).movedim(-1, -2))
-        rings = rings.view(self.orders, 2 * fields, self.nlat)
-        x = values.new_empty(2 * fields, len(self.spread) // 2)
-        for block in self.blocks:
-            block.of(x).copy_(torch.bmm(rings[block.rows], block.legendre.mT))
-        a = x.view(fields, -1).index_select(1, self.collect)
-        return a.mul_(self.adjoint_factor)
+        a = values.new_empty(len(values), len(self.collect))
+        for first in range(0, len(a), _FIELDS):
+            some = slice(first, first + _FIELDS)
+            self._project(values[some], a[some])
+        return a
+
+    def _synthesise(self, a: Tensor, values: Tensor) -> None:
+        x = a.new_empty(2, len(a), self.spread.shape[1])
+        torch.index_select(a, 1, self.spread[0], out=x[0])
+        torch.index_select(a, 1, self.spread[1], out=x[1])
+        x = x.flatten(0, 1)
+        rings = self._rings(values)
+        rings[:, self.rows :].zero_()
+        north, south = rings[0], rings[1]
+        for rows, even, odd in self.blocks:
+            sums = _by_order(north[rows])
+            torch.bmm(even.of(x), even.legendre, out=sums)
+            odd_sums = torch.bmm(odd.of(x), odd.legendre)
+            torch.sub(sums, odd_sums, out=_by_order(south[rows]))
+            sums += odd_sums
+        values = values.permute(2, 0, 1)
+        sum_waves(north[1:], values[..., : self.north])
+        sum_waves(south[1:, :, : self.south], values[..., self.north :], mirrored=True)
+
+    def _project(self, values: Tensor, a: Tensor) -> None:
+        rings = self._rings(values)
+        north, south = rings[0], rings[1]
+        values = values.permute(2, 0, 1)
+        project_waves(values[..., : self.north], north[1:])
+        project_waves(values[..., self.north :], south[1:, :, : self.south], mirrored=True)
+        rings[:, 0].zero_()
+        rings[:, 1].mul_(0.5)
+        if self.north > self.south:  # the equator
+            south[..., -1].zero_()
+        x = values.new_empty(self.spread.shape[1], 2 * len(a))
+        for rows, even, odd in self.blocks:
+            near, far = _by_order(north[rows]), _by_order(south[rows])
+            odd.project(near - far, x)
+            near += far
+            even.project(near, x)
+        a.copy_(x.view(-1, len(a)).index_select(0, self.collect).T)
+
+    def _rings(self, values: Tensor) -> Tensor:
+        """Room for A_m and B_m on both hemispheres, poles first, (2, row, field, θ)."""
+        return values.new_empty(2, self.nlon + 1, len(values), self.north)
+
+
+def _edges(lmax: int) -> list[int]:
+    """First orders of the blocks, and lmax + 1."""
+    blocks = max(1, round((lmax + 1) / _ORDERS_PER_BLOCK))
+    return torch.linspace(0, lmax + 1, blocks + 1).int().tolist()
+
+
+def _by_order(rows: Tensor) -> Tensor:
+    """Rows of m and −m together, (row, field, θ) → (m, sign and field, θ)."""
+    return rows.view(len(rows) // 2, -1, rows.shape[-1])
+
+
+def _exchange(lmax: int, degree: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Which coefficient goes where, given the degree and order m ≥ 0 of every place.
+
+    Returns:
+        Flat index for m and −m at each place, shape (2, places), any in the padding; and the place
+        of each coefficient among (place, sign).
+    """
+    signed = torch.stack([order, -order])
+    used = (degree <= lmax).expand_as(signed)
+    spread = torch.where(used, degree * (degree + 1) + signed, 0)
+    places = torch.arange(signed.numel()).view(-1, 2).T
+    collect = torch.empty(harmonics.count(lmax), dtype=torch.int64)
+    for index, place, there in zip(spread, places, used, strict=True):  # order 0 is of row 1
+        collect[index[there]] = place[there]
+    return spread.int(), collect.int()
 
 
 def _latitudes(nlat: int) -> NDArray[np.float64]:

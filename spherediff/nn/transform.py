@@ -17,18 +17,18 @@ units of the size of its slopes, 1/λ_ℓ = √(ℓ(ℓ + 1)/2), they are as lar
 
 Values have the shape (nlat, nlon, K) with K = batch × channels, so that the pointwise layers of a
 network act on contiguous memory.  Coefficients stand in a table (lmax + 1, 2·lmax + 1, K) of degree
-and order, zero where |m| > ℓ: what depends on the degree alone then broadcasts.  Both steps are
-batched matrix products.  The Fourier step is one too: at the sizes of a network it costs less than
-the copies that an FFT along a middle axis needs.
+and order, zero where |m| > ℓ: what depends on the degree alone then broadcasts.  The orders are
+0, 1, −1, 2, −2, …  The sums over ℓ are batched matrix products, those over m Fourier transforms.
 
 The transforms stay in float32 under autocast: bfloat16 has too few digits for sums that cancel.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import ducc0
 import numpy as np
@@ -37,41 +37,127 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff._linear import linear
 from spherediff._precision import full_precision
+from spherediff.grids._fourier import orders, project_waves, sum_waves
 from spherediff.grids.gauss_legendre import legendre as legendre_functions
 
 Array = NDArray[np.float64]
 
+_BLOCKS = 3  # of orders: half of all degrees and orders are zero, and with these a third of a half
+
+
+class _Block(NamedTuple):
+    """Orders that one batched product transforms, with all degrees from the lowest of them on.
+
+    Attributes:
+        rows: its orders on the grid.
+        columns: the orders of the coefficients that they come of.
+        degrees: from the lowest that is not zero on.
+        legendre: shape (m, nlat, ℓ).
+    """
+
+    rows: slice
+    columns: slice
+    degrees: slice
+    legendre: Tensor
+
+    def of(self, table: Tensor) -> Tensor:
+        """Its coefficients, (m, ℓ, K)."""
+        return table[self.degrees, self.columns].transpose(0, 1)
+
+
+class _Sum(NamedTuple):
+    """A sum over degrees and orders, and its transpose; one of those that the module defines."""
+
+    blocks: list[_Block]
+    nlon: int
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """Table (lmax + 1, 2·lmax + 1, K) to values (nlat, nlon, K)."""
+        nlat, fields = self.blocks[0].legendre.shape[1], table.shape[-1]
+        rings = table.new_empty(self.nlon, nlat, fields)
+        for block in self.blocks:
+            torch.bmm(block.legendre, block.of(table), out=rings[block.rows])
+        rings[table.shape[1] :] = 0
+        values = table.new_empty(nlat, self.nlon, fields)
+        sum_waves(rings, values.transpose(0, 1))
+        return values
+
+    def transpose(self, values: Tensor) -> Tensor:
+        """Values (nlat, nlon, K) to a table (lmax + 1, 2·lmax + 1, K), zero where |m| > ℓ."""
+        rings = values.new_empty(self.nlon, len(values), values.shape[-1])
+        project_waves(values.transpose(0, 1), rings)
+        rings[0] /= 2
+        lmax = self.blocks[0].legendre.shape[-1] - 1
+        table = values.new_empty(lmax + 1, 2 * lmax + 1, values.shape[-1])
+        for block in self.blocks:
+            table[: block.degrees.start, block.columns] = 0
+            out = block.of(table)
+            torch.baddbmm(out, block.legendre.mT, rings[block.rows], beta=0, alpha=2, out=out)
+        return table
+
 
 class _Tables(NamedTuple):
-    fourier: Tensor  # (nlon, 2 lmax + 1), T_m(φ_j), m from −lmax to lmax
-    fourier_slope: Tensor  # the same of T_m'
-    legendre: Tensor  # (2 lmax + 1, nlat, lmax + 1), P_ℓ^{|m|}(θ_i)
-    legendre_poleward: Tensor  # the same of −√3 cos θ λ_ℓ dP/dθ
-    legendre_by_sine: Tensor  # the same of λ_ℓ P/sin θ
-    quadrature: Tensor  # P times (2π/N) q_i
+    values: _Sum
+    east: _Sum
+    poleward: _Sum
+    quadrature: _Sum  # its transpose is the analysis
     flat: Tensor  # (n,), row of coefficient i in the table of (lmax + 1)(2 lmax + 1) rows
 
 
 @lru_cache(maxsize=8)
 def _tables(lmax: int, nlat: int, nlon: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    m, theta = np.arange(-lmax, lmax + 1), ducc0.misc.GL_thetas(nlat)
-    angle = 2 * math.pi * np.arange(nlon)[:, None] * np.abs(m) / nlon
-    sine, cosine = math.sqrt(2) * np.sin(angle), math.sqrt(2) * np.cos(angle)
-    theta_last = legendre_functions(lmax, theta)[np.abs(m)]
-    legendre = theta_last.transpose(1, 2).numpy()
-    row = harmonics.degrees(lmax) * (2 * lmax + 1) + harmonics.orders(lmax) + lmax
+    theta = ducc0.misc.GL_thetas(nlat)
+    m = orders(lmax).numpy()
+    legendre = legendre_functions(lmax, theta).transpose(1, 2).numpy()[np.abs(m)]
+    legendre[1:] /= math.sqrt(2)  # Fourier sums have a factor of 2 where m is not 0
     ell = np.arange(lmax + 1)
     unit = np.sqrt(2 / np.maximum(ell * (ell + 1), 1))  # λ_ℓ; ℓ = 0 has no slopes
-    tables = [
-        np.where(m == 0, 1.0, np.where(m > 0, cosine, sine)),
-        np.abs(m) * np.where(m > 0, -sine, cosine),
-        legendre,
-        unit * math.sqrt(3) * np.cos(theta)[:, None] * _legendre_slope(legendre, theta, np.abs(m)),
-        unit * legendre / np.sin(theta)[:, None],
-        legendre * ducc0.misc.GL_weights(nlat, nlon)[:, None],
-    ]
-    return _Tables._make([*(torch.from_numpy(x).to(device, dtype) for x in tables), row.to(device)])
+    rise = _legendre_slope(legendre, theta, np.abs(m))
+    # d/dφ (a cos mφ + b sin mφ) = m b cos mφ − m a sin mφ: the columns of m and −m change places
+    turn = m[:, None, None] * unit / np.sin(theta)[:, None]
+    weights = ducc0.misc.GL_weights(nlat, nlon)[:, None]
+
+    def of(table: Array, *, exchanged: bool = False) -> _Sum:
+        return _Sum(_blocks(torch.from_numpy(table).to(device, dtype), exchanged), nlon)
+
+    column = torch.empty(2 * lmax + 1, dtype=torch.int64)
+    column[lmax + orders(lmax)] = torch.arange(2 * lmax + 1)
+    flat = harmonics.degrees(lmax) * (2 * lmax + 1) + column[lmax + harmonics.orders(lmax)]
+    return _Tables(
+        of(legendre),
+        of(turn * legendre, exchanged=True),
+        of(unit * math.sqrt(3) * np.cos(theta)[:, None] * rise),
+        of(weights * legendre),
+        flat.to(device),
+    )
+
+
+def _blocks(legendre: Tensor, exchanged: bool) -> list[_Block]:
+    """Blocks of orders (m, nlat, ℓ) in the order of rows; see :class:`_Block`.
+
+    Args:
+        legendre: the matrix of every order.
+        exchanged: whether rows of m come of the coefficients of −m.
+    """
+    lmax = legendre.shape[-1] - 1
+    edges = torch.linspace(0, lmax + 1, min(_BLOCKS, lmax + 1) + 1).int().tolist()
+    blocks = []
+    for first, last in itertools.pairwise(edges):
+        start, stop = max(2 * first - 1, 0), 2 * last - 1
+        whole = slice(start, stop)
+        pairs = [(whole, whole)]
+        if exchanged:
+            cosines, sines = slice(max(start, 1), stop, 2), slice(max(start, 1) + 1, stop, 2)
+            pairs = [(cosines, sines), (sines, cosines)]
+            if start == 0:
+                pairs.append((slice(0, 1), slice(0, 1)))
+        blocks += [
+            _Block(rows, columns, slice(first, None), legendre[rows, :, first:].contiguous())
+            for rows, columns in pairs
+        ]
+    return blocks
 
 
 def _legendre_slope(legendre: Array, theta: Array, m: NDArray[np.intp]) -> Array:
@@ -81,40 +167,6 @@ def _legendre_slope(legendre: Array, theta: Array, m: NDArray[np.intp]) -> Array
     below = np.pad(legendre, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     rise = np.sqrt(ratio)[:, None] * below - ell * np.cos(theta)[:, None] * legendre
     return rise / np.sin(theta)[:, None]
-
-
-def _sum_harmonics(a: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
-    rings = torch.bmm(legendre, a.transpose(0, 1))  # (m, θ, K)
-    return torch.matmul(fourier, rings.transpose(0, 1))  # (θ, φ, K)
-
-
-def _project_harmonics(values: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
-    rings = torch.matmul(fourier.T, values)  # (θ, m, K)
-    return torch.bmm(legendre.transpose(1, 2), rings.transpose(0, 1)).transpose(0, 1)  # (ℓ, m, K)
-
-
-class _Synthesis(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, legendre: Tensor, fourier: Tensor) -> Tensor:
-        ctx.tables = legendre, fourier
-        return _sum_harmonics(a, legendre, fourier)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return _project_harmonics(gradient, *ctx.tables), None, None
-
-
-class _Analysis(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, quadrature: Tensor, fourier: Tensor) -> Tensor:
-        ctx.tables = quadrature, fourier
-        return _project_harmonics(values, quadrature, fourier)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return _sum_harmonics(gradient, *ctx.tables), None, None
 
 
 def _at_least_single(x: Tensor) -> Tensor:
@@ -158,24 +210,22 @@ class Transform:
     def synthesis(self, table: Tensor) -> Tensor:
         """Table (lmax + 1, 2·lmax + 1, K) to values (nlat, nlon, K); |m| > ℓ is not read."""
         table = _at_least_single(table)
-        tables = self._tables(table)
-        return cast(Tensor, _Synthesis.apply(table, tables.legendre, tables.fourier))
+        values = self._tables(table).values
+        return linear(table, values, values.transpose)
 
     @full_precision
     def slopes(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Slopes of :meth:`synthesis` eastward and poleward, degrees times λ_ℓ."""
         table = _at_least_single(table)
-        tables = self._tables(table)
-        east = _Synthesis.apply(table, tables.legendre_by_sine, tables.fourier_slope)
-        poleward = _Synthesis.apply(table, tables.legendre_poleward, tables.fourier)
-        return cast(Tensor, east), cast(Tensor, poleward)
+        east, poleward = self._tables(table).east, self._tables(table).poleward
+        return linear(table, east, east.transpose), linear(table, poleward, poleward.transpose)
 
     @full_precision
     def analysis(self, values: Tensor) -> Tensor:
         """Values (nlat, nlon, K) to the table (lmax + 1, 2·lmax + 1, K)."""
         values = _at_least_single(values)
-        tables = self._tables(values)
-        return cast(Tensor, _Analysis.apply(values, tables.quadrature, tables.fourier))
+        quadrature = self._tables(values).quadrature
+        return linear(values, quadrature.transpose, quadrature)
 
     def sin_latitude(self) -> Tensor:
         """sin(latitude) of every grid row, north to south, shape (nlat,), float64."""
