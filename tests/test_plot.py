@@ -197,6 +197,24 @@ def test_both_signs_are_centred_on_zero_and_one_sign_is_sequential(ax):
     assert own.image.get_clim() == (-1, 3)
 
 
+def test_a_few_values_far_out_do_not_take_the_whole_scale(ax):
+    values = np.linspace(0, 1, 12 * 32**2)
+    values[:5] = 40.0  # 0.04 % of the map
+    drawn = plot.mollweide(values, ax=ax)
+    assert drawn.image.get_clim() == (values.min(), pytest.approx(1.0, abs=0.001))
+    assert drawn.colorbar.extend == "max"
+    asked = plot.mollweide(values, ax=ax, vmax=40, colorbar=False)
+    assert asked.image.get_clim() == (values.min(), 40)
+    mirrored = plot.mollweide(-values, ax=ax)
+    assert mirrored.image.get_clim() == (pytest.approx(-1.0, abs=0.001), -values.min())
+    assert mirrored.colorbar.extend == "min"
+    values[:5] = 1.4  # within twice the reach of the others
+    assert plot.mollweide(values, ax=ax, colorbar=False).image.get_clim()[1] == 1.4
+    values[:] = 0
+    values[7] = 1  # nothing else to see
+    assert plot.mollweide(values, ax=ax, colorbar=False).image.get_clim() == (0, 1)
+
+
 def test_constant_maps_have_a_scale(ax):
     assert plot.mollweide(np.full(12, 3.0), ax=ax).image.get_clim() == (1.5, 4.5)
     assert plot.mollweide(np.zeros(12), ax=ax).image.get_clim() == (-0.5, 0.5)

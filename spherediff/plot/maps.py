@@ -33,6 +33,9 @@ _MISSING = "#b3b3b3"
 _BOTH_SIGNS = 0.1
 """Values count as two-sided when the smaller side reaches this fraction of the larger."""
 
+_FAR_OUT = 2.0
+"""Times further from the median than all but a thousandth of the values on its side."""
+
 Lines = bool | Sequence[ArrayLike]
 """``True`` for the bundled coastlines, or arrays (points, 2) of longitude, latitude in degrees."""
 
@@ -69,8 +72,9 @@ class ColourScale:
         """The scale that holds all of ``values``, NaN aside; see :func:`mollweide`."""
         low = min(float(np.nanmin(v)) for v in values)
         high = max(float(np.nanmax(v)) for v in values)
-        left = low if vmin is None else vmin
-        right = high if vmax is None else vmax
+        least, greatest = _typical_range(values, low, high)
+        left = least if vmin is None else vmin
+        right = greatest if vmax is None else vmax
         if left == right and (vmin is None or vmax is None):
             margin = 0.5 * (abs(left) or 1.0)
             left = left - margin if vmin is None else vmin
@@ -105,6 +109,17 @@ class ColourScale:
             aspect=40,
             pad=0.04,
         )
+
+
+def _typical_range(values: Sequence[Array], low: float, high: float) -> tuple[float, float]:
+    """The whole range, or where it ends far out, as of rain, that of all but 0.1 % on that side."""
+    inner = np.concatenate([np.ravel(v) for v in values])
+    few, median, most = np.nanquantile(inner, (0.001, 0.5, 0.999))
+    if 0 < _FAR_OUT * (median - few) < median - low:
+        low = float(few)
+    if 0 < _FAR_OUT * (most - median) < high - median:
+        high = float(most)
+    return low, high
 
 
 def _takes_both_signs(low: float, high: float) -> bool:
@@ -222,9 +237,10 @@ def mollweide(
         title: above the map.
         units: of the values, below the colour bar.
         cmap: a matplotlib colour map or its name.
-        vmin: lower limit of the colour scale; by default the least value.  An arrow on the colour
-            bar marks values beyond a given limit.
-        vmax: upper limit of the colour scale; by default the greatest value.
+        vmin: lower limit of the colour scale; by default the least value, or where that is more
+            than twice as far from the median as 99.9 % of the values below it, the end of these.
+            An arrow on the colour bar marks values beyond a limit.
+        vmax: upper limit of the colour scale; by default the greatest value, or likewise.
         center: value of the middle colour.  The scale is symmetric about it, unless both limits
             are given.
         coastlines: ``True`` for the bundled ones, or lines of your own.
