@@ -97,6 +97,14 @@ def test_white_noise_asks_for_more_steps_the_closer_one_aims(archive, capsys) ->
     assert row(text, "KL in nats")[-1] == pytest.approx(expected, rel=0.01)
 
 
+def test_a_spectrum_with_a_cut_off_is_judged_up_to_there(archive, capsys) -> None:
+    assert main(["info", str(archive[0]), "--climatology", "none"]) == 0
+    text = capsys.readouterr().out  # the grid supports three degrees more
+    assert "from degree 9 to 11, left out below" in text
+    for name in ("up to degree L", "Feldman–Hájek sum", "KL in nats"):
+        assert row(text, name) == row(info(archive, capsys), name)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

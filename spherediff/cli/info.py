@@ -42,7 +42,8 @@ class Info:
 
     Attributes:
         path: files, a bundled archive (navy-winds), or a model's folder.
-        lmax: band limit of the spectra; by default the highest that the grid supports.
+        lmax: band limit of the spectra; by default the highest that the grid supports, less degrees
+            in which there is next to nothing.
         climatology: removed before the spectra: none, constant, monthly, or harmonics:K.
         noise: the one to judge: fit (the best Whittle–Matérn spectrum), white (independent
             pixels of the archive's variance), or a Whittle–Matérn spectrum as σ:ν:ρ, standard
@@ -74,6 +75,7 @@ class Info:
             self._describe_archive()
 
     def _describe_archive(self) -> None:
+        from spherediff import harmonics
         from spherediff.data import Encoder, grid_of, sample_dimension
 
         climatology = parse_climatology(self.climatology)
@@ -95,10 +97,13 @@ class Info:
         x = encoder.anomalies(encoder.encode(ds))
         removed = "nothing removed" if self.climatology == "none" else f"{self.climatology} removed"
         for c, (name, units) in enumerate(zip(encoder.names, encoder.units, strict=True)):
-            say(f"\n{name}, degrees 1 to {lmax}, {removed}")
+            highest = _last_degree(x[:, c]) if self.lmax is None else lmax
+            say(f"\n{name}, degrees 1 to {highest}, {removed}")
+            if highest < lmax:
+                say(f"  next to nothing      from degree {highest + 1} to {lmax}, left out below")
             say(f"  standard deviation   {float(encoder.scale[c]):.4g} {units}")
             say(f"  variance beyond lmax {100 * float(encoder.truncated[c]):.2g} %")
-            self._describe_noise(x[:, c], units, given)
+            self._describe_noise(harmonics.resize(x[:, c], highest), units, given)
 
     def _describe_noise(self, x: Tensor, units: str, given: Spectrum | None) -> None:
         """Fitted spectrum of mean-free anomalies (samples, n), and how the noise suits them."""
@@ -106,7 +111,7 @@ class Info:
         from spherediff import harmonics
 
         lmax = harmonics.band_limit(x.shape[-1])
-        if lmax < 4:
+        if lmax < _FITTED:
             return
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -164,7 +169,24 @@ class Info:
         say("  what is not Gaussian in the archive, or not isotropic, comes on top")
 
 
+_FITTED = 4  # degrees, at least, for a spectrum of three parameters
+_CLIFF = 1e-4
 _NOISES = {"fit": "the fitted noise", "white": "white noise of its variance"}
+
+
+def _last_degree(x: Tensor) -> int:
+    """The degree, from 4 on, after which the spectrum of (samples, n) falls off a cliff, or lmax.
+
+    Maps that were truncated have no more than rounding errors there, which no noise can be fitted
+    to: all further degrees have less than ten thousandth of its power.
+    """
+    from spherediff import harmonics
+
+    spectrum = harmonics.degree_spectrum(x).mean(0)
+    lmax = len(spectrum) - 1
+    beyond = spectrum.flip(0).cummax(0).values.flip(0)
+    cliffs = (beyond[1:] < _CLIFF * spectrum[:-1]).nonzero()[:, 0]
+    return min((int(degree) for degree in cliffs if degree >= _FITTED), default=lmax)
 
 
 def _times(ds: xr.Dataset) -> str:
