@@ -15,15 +15,14 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "myst_nb",
+    "myst_parser",
 ]
 html_theme = "furo"
 html_title = f"spherediff {release}"
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates", "jupyter_execute"]
+exclude_patterns = ["_build", "_templates"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
-nb_execution_mode = "off"
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "show-inheritance": True}

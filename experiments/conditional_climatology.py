@@ -73,11 +73,6 @@ class Moments:
         return max(square, 0.0) ** 0.5, self.average((self.std - other.std) ** 2) ** 0.5
 
 
-def regular(spacing: float) -> LatLon:
-    rows = round(180 / spacing)
-    return LatLon(np.linspace(-90, 90, rows + 1), np.arange(2 * rows) * (180 / rows))
-
-
 def truncated(model: Model, ds: xr.Dataset, grid: LatLon) -> xr.Dataset:
     """The maps of an archive as the model could draw them."""
     return model.encoder.decode(model.encoder.encode(ds), grid, ds.time)
@@ -133,7 +128,7 @@ def main() -> None:
     model = Model.load(options.model)
     archive = data.open(options.archive, list(model.encoder.names))
     known, test = (archive.isel(time=archive.test.values == k) for k in (0, 1))
-    grid = regular(options.spacing)
+    grid = LatLon.regular(options.spacing)
     latitude = np.asarray(grid.latitude)
     learnt, held_out = (truncated(model, ds, grid) for ds in (known, test))
     draws = drawn(model, test.time, grid, options)

@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 from spherediff import data, plot
@@ -44,7 +43,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(1)
     drawn = model.sample(len(DAYS), generator=generator, time=test.time, steps=FLOW_STEPS)
     real = encoder.encode(test)
-    grid = LatLon(np.linspace(-90, 90, 181), np.arange(360.0))
+    grid = LatLon.regular(1.0)
     for channel, name in enumerate(encoder.names):
         sides = []
         for x in (real, drawn):

@@ -192,3 +192,13 @@ def test_deviations_beyond_rounding_are_refused():
 
 def test_gauss_latitudes_of_two_libraries_agree():
     np.testing.assert_allclose(colatitudes("GL", 64), np.degrees(ducc0.misc.GL_thetas(64)))
+
+
+def test_regular_grids_have_both_poles_and_start_at_greenwich():
+    grid = LatLon.regular(7.5)
+    assert grid.geometry == "CC"
+    np.testing.assert_allclose(grid.latitude, np.arange(-90, 91, 7.5))
+    np.testing.assert_allclose(grid.longitude, np.arange(0, 360, 7.5))
+    for spacing in (7.0, 0.0, -1.0, 180.0):
+        with pytest.raises(ValueError, match="divides 180"):
+            LatLon.regular(spacing)

@@ -292,14 +292,12 @@ def _regular(lmax: int) -> Grid:
 
 
 def _spaced(spacing: float) -> Grid:
-    import numpy as np
-
     from spherediff.grids import LatLon
 
-    rows = round(180 / spacing) if spacing > 0 else 0
-    if rows < 2 or abs(rows * spacing - 180) > 1e-6:
-        raise ValueError(f"--grid expects a spacing in degrees that divides 180, got {spacing:g}")
-    return LatLon(np.linspace(-90, 90, rows + 1), np.arange(2 * rows) * (180 / rows))
+    try:
+        return LatLon.regular(spacing)
+    except ValueError as error:
+        raise ValueError(f"--grid: {error}") from error
 
 
 def decode(encoder: Encoder, x: Tensor, grid: Grid, time: np.ndarray | None) -> xr.Dataset:

@@ -58,8 +58,7 @@ def run(
     x = model.sample(
         settings.samples, generator=generator, time=dates, steps=settings.steps, progress=True
     )
-    spaced = round(180 / settings.spacing)
-    grid = LatLon(np.linspace(-90, 90, spaced + 1), np.arange(2 * spaced) * settings.spacing)
+    grid = LatLon.regular(settings.spacing)
     maps = model.encoder.decode(x, grid, dates)
     data.write(maps, output / "samples.nc", record)
     marked = record | {"month": " ".join(map(str, months))}

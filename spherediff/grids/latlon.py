@@ -69,6 +69,23 @@ class LatLon(Grid):
         self._phi0 = math.radians(start % 360.0)
         self.max_lmax = min(_max_degree(self.geometry, self.shape[0]), (self._nlon - 1) // 2)
 
+    @classmethod
+    def regular(cls, spacing: float) -> LatLon:
+        """From the south to the north pole and from 0° eastward, equally spaced in both.
+
+        Args:
+            spacing: degrees.
+
+        Raises:
+            ValueError: 180° are no multiple of it, from the second on.
+        """
+        rows = round(180 / spacing) if spacing > 0 else 0
+        if rows < 2 or abs(rows * spacing - 180) > 1e-6:
+            raise ValueError(
+                f"expected a spacing in degrees that divides 180, at most 90, got {spacing:g}"
+            )
+        return cls(np.linspace(-90, 90, rows + 1), np.arange(2 * rows) * (180 / rows))
+
     def __repr__(self) -> str:
         return f"LatLon({self.shape[0]}×{self.shape[1]} {self.geometry})"
 
