@@ -11,25 +11,21 @@ their correlations, which it knows worse (:meth:`~spherediff.covariance.Covarian
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spherediff import _tensors, harmonics
+from spherediff import _model_file, harmonics
 from spherediff._config import from_config, to_config
-from spherediff._files import require_writable, write_json
 from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
-from spherediff.data import Encoder, Labels, bundled, observations
+from spherediff.data import Encoder, Labels, observations
 from spherediff.data.amplitude import with_local_variance
 from spherediff.data.readings import Reading
 from spherediff.data.static import amplitude_fields, static_fields
@@ -43,8 +39,6 @@ from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
 from spherediff.train import Fields, TrainConfig, TrainResult, train
 
-CONFIG = "model.json"
-_FORMAT = 9
 _SCHEDULES = (LogSNR, ConstantRate)
 _PARTS = 5
 _PRIOR = 64  # draws, which what is read of cells is compared with
@@ -316,14 +310,11 @@ class Model:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``model.json`` and the weights it names; a model there before is replaced.
 
-        The weights' file is named by its content and ``model.json`` is renamed into place last,
-        so that whatever happens the directory holds one whole model, the old or the new.
+        Whatever happens the directory holds one whole model, the old or the new.
 
         Raises:
             PermissionError: the directory cannot be written.
         """
-        config = Path(directory) / CONFIG
-        require_writable(config)
         encoder_config, encoder_tensors = self.encoder.state()
         denoiser, process = self.denoiser, self.denoiser.process
         tensors = {
@@ -332,24 +323,16 @@ class Model:
             "factor": _halved(denoiser.covariance.factor),
             "spectrum": process.field.degree_variance,
         }
-        tensors |= _marked(encoder_tensors, "encoder")
-        tensors |= _marked(self.network.state_dict(), "network")
-        tensors |= _marked(denoiser.calibration.state_dict(), "calibration")
-        weights = config.with_name(f"weights-{_tensors.digest(tensors)[:16]}.safetensors")
-        _tensors.write(weights, tensors, {"kind": "model", "format": _FORMAT})
+        tensors |= _model_file.marked(encoder_tensors, "encoder")
+        tensors |= _model_file.marked(self.network.state_dict(), "network")
+        tensors |= _model_file.marked(denoiser.calibration.state_dict(), "calibration")
         description = {
-            "format": _FORMAT,
-            "spherediff": version("spherediff"),
-            "weights": weights.name,
             "network": self.network.config.to_dict(),
             "schedule": to_config(process.schedule),
             "encoder": encoder_config,
             "labels": self.labels.to_config(),
         }
-        write_json(config, description)
-        for other in config.parent.glob("weights-*.safetensors"):
-            if other != weights:
-                other.unlink()
+        _model_file.write(directory, description, tensors)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:
@@ -363,18 +346,14 @@ class Model:
             FileNotFoundError: there is no model.
             ValueError: a damaged file, another format, or parts that do not fit together.
         """
-        config = Path(directory) / CONFIG
-        if not config.exists():
-            config = bundled.models().get(str(directory), Path(directory)) / CONFIG
-        description = _description(config)
-        with _undamaged(config):
-            weights = config.with_name(description["weights"])
+        config = _model_file.find(directory)
+        description, tensors = _model_file.read(config)
+        with _model_file.undamaged(config):
             network = OperatorConfig(**description["network"])
             schedule = from_config(description["schedule"], _SCHEDULES, "schedule")
             labels = Labels.from_config(description["labels"])
-        _, tensors = _tensors.read(weights, "model")
-        with _undamaged(config):
-            encoder = Encoder.from_state(description["encoder"], _group(tensors, "encoder"))
+            encoder_tensors = _model_file.group(tensors, "encoder")
+            encoder = Encoder.from_state(description["encoder"], encoder_tensors)
         found = (network.channels, network.lmax)
         if found[0] != len(encoder.names) or found[1] > encoder.lmax:
             raise ValueError(
@@ -391,8 +370,8 @@ class Model:
             device,
         )
         try:
-            operator.load_state_dict(_group(tensors, "network"))
-            denoiser.calibration.load_state_dict(_group(tensors, "calibration"))
+            operator.load_state_dict(_model_file.group(tensors, "network"))
+            denoiser.calibration.load_state_dict(_model_file.group(tensors, "calibration"))
         except RuntimeError as error:
             raise ValueError(
                 f"the weights of {config} belong to another network: {error}"
@@ -457,42 +436,3 @@ def _halved(x: Tensor) -> Tensor:
     """In half precision if nothing is lost by it."""
     half = x.half()
     return half if torch.equal(half.to(x), x) else x
-
-
-def _marked(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
-
-
-def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    marked = f"{prefix}/"
-    return {k.removeprefix(marked): v for k, v in tensors.items() if k.startswith(marked)}
-
-
-@contextmanager
-def _undamaged(config: Path) -> Iterator[None]:
-    """Whatever fails inside is the fault of this file."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"{config} is truncated or corrupted ({reason}); restore it or train again"
-        ) from error
-
-
-def _description(config: Path) -> dict[str, Any]:
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"expected a model directory with {CONFIG}, found none at {config.parent}, and no "
-            f"bundled model has that name; there is {', '.join(bundled.models()) or 'none'}"
-        )
-    with _undamaged(config):
-        description = json.loads(config.read_text(encoding="utf-8"))
-        found = description["format"]
-    if found != _FORMAT:
-        raise ValueError(f"{config} has format {found}, this version of spherediff reads {_FORMAT}")
-    parts = ("weights", "network", "schedule", "encoder", "labels")
-    missing = [k for k in parts if k not in description]
-    if missing:
-        raise ValueError(f"{config} lacks {', '.join(missing)}; restore it or train again")
-    return description

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import harmonics
+from spherediff._model_file import CONFIG
 from spherediff.calibrate import calibrate
 from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
@@ -25,7 +26,7 @@ from spherediff.denoise import GuidedDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre, Points
 from spherediff.kriging import Kriging
-from spherediff.model import CONFIG, Model, archive_moments
+from spherediff.model import Model, archive_moments
 from spherediff.nn import OperatorConfig, SphericalOperator
 from spherediff.observe import Observation, Values
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck

@@ -62,8 +62,8 @@ class Info:
 
     def run(self, invocation: Invocation) -> None:
         """Print."""
+        from spherediff._model_file import CONFIG
         from spherediff.data.bundled import models
-        from spherediff.model import CONFIG
         from spherediff.train import METRICS
 
         folder = Path(self.path[0]) if len(self.path) == 1 else None
@@ -217,7 +217,8 @@ def _parse_noise(text: str) -> Spectrum | None:
 
 
 def _describe_model(folder: Path) -> None:
-    from spherediff.model import CONFIG, Model
+    from spherediff._model_file import CONFIG
+    from spherediff.model import Model
     from spherediff.train import CHECKPOINT, METRICS, RUN
 
     if (folder / RUN).exists():
