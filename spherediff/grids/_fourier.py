@@ -4,12 +4,18 @@ Rows belong to the orders 0, 1, −1, 2, −2, … (:func:`orders`), and with φ
 
     v_k = r_0 + 2 Σ_{m>0} (r_m cos mφ_k + r_{−m} sin mφ_k).
 
-There are N rows, as many as longitudes; those of orders that a field does not have are zero.  The
-other axes may lie in memory in any order, so that no copy is needed to bring them in another one.
+There are N rows, as many as longitudes; those of orders that a field does not have are zero, and
+m = N/2 is always one of these.  The other axes may lie in memory in any order, so that no copy is
+needed to bring them in another one.
+
+On the CPU ducc0 transforms; other devices multiply by a matrix if N is small, which takes one pass
+over the memory, and else use torch.fft, which takes several.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import ducc0
@@ -19,6 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Values = NDArray[np.floating[Any]]
+
+_LARGEST_PRODUCT = 256
 
 
 def orders(lmax: int) -> Tensor:
@@ -39,7 +47,7 @@ def sum_waves(rows: Tensor, values: Tensor, *, mirrored: bool = False) -> None:
         out = values.numpy()[..., :: -1 if mirrored else 1]
         _transform(rows.numpy(), out, real2hermitian=False, forward=True)
     else:
-        sums = torch.fft.irfft(_spectrum(rows), n=len(rows), dim=0, norm="forward")
+        sums = _sums(rows)
         values.copy_(sums.flip(-1) if mirrored else sums)
 
 
@@ -52,8 +60,29 @@ def project_waves(values: Tensor, rows: Tensor, *, mirrored: bool = False) -> No
         x = values.numpy()[..., :: -1 if mirrored else 1]
         _transform(x, rows.numpy(), real2hermitian=True, forward=False)
     else:
-        sums = torch.fft.rfft(values, dim=0)
-        _write_spectrum(sums.flip(-1) if mirrored else sums, rows)
+        rows.copy_(_projections(values.flip(-1) if mirrored else values))
+
+
+def _sums(rows: Tensor) -> Tensor:
+    n = len(rows)
+    if n <= _LARGEST_PRODUCT:
+        waves = 2 * _waves(n, rows.dtype, rows.device)
+        waves[0] = 1
+        return torch.tensordot(waves.T, rows, dims=1)
+    cosines, sines = rows.new_zeros(2, n // 2 + 1, *rows.shape[1:])
+    cosines[0], cosines[1:] = rows[0], rows[1::2]
+    sines[1 : (n + 1) // 2] = rows[2::2]
+    return torch.fft.irfft(torch.complex(cosines, -sines), n=n, dim=0, norm="forward")
+
+
+def _projections(values: Tensor) -> Tensor:
+    n = len(values)
+    if n <= _LARGEST_PRODUCT:
+        return torch.tensordot(_waves(n, values.dtype, values.device), values, dims=1)
+    spectrum, rows = torch.fft.rfft(values, dim=0), torch.empty_like(values)
+    rows[0], rows[1::2] = spectrum[0].real, spectrum[1:].real
+    rows[2::2] = -spectrum[1 : (n + 1) // 2].imag
+    return rows
 
 
 def _transform(x: Values, out: Values, *, real2hermitian: bool, forward: bool) -> None:
@@ -70,18 +99,9 @@ def _transform(x: Values, out: Values, *, real2hermitian: bool, forward: bool) -
     )
 
 
-def _spectrum(rows: Tensor) -> Tensor:
-    """Rows as the complex coefficients r_m − i r_{−m} of 0 ≤ m ≤ N/2."""
-    sines = torch.zeros_like(rows[: len(rows) // 2 + 1])
-    cosines = sines.clone()
-    cosines[0], cosines[1:] = rows[0], rows[1::2]
-    paired = rows[2::2]
-    sines[1 : len(paired) + 1] = -paired
-    return torch.complex(cosines, sines)
-
-
-def _write_spectrum(spectrum: Tensor, rows: Tensor) -> None:
-    """The opposite of :func:`_spectrum`."""
-    rows[0], rows[1::2] = spectrum[0].real, spectrum[1:].real
-    paired = rows[2::2]
-    paired.copy_(-spectrum[1 : len(paired) + 1].imag)
+@lru_cache(maxsize=8)
+def _waves(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """cos mφ_k and sin |m|φ_k in the rows of m ≥ 0 and m < 0, shape (n, n)."""
+    m = orders(n // 2)[:n, None]
+    angle = 2 * math.pi / n * (m.abs() * torch.arange(n) % n).double()
+    return torch.where(m < 0, torch.sin(angle), torch.cos(angle)).to(device, dtype)
