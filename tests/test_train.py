@@ -364,6 +364,18 @@ def test_damaged_checkpoints_are_refused(fields, finished, tmp_path, change) -> 
         train(make_denoiser(fields[0]), *fields, SHORT, tmp_path, resume=True, progress=False)
 
 
+def test_a_checkpoint_serves_where_numbers_are_rounded_otherwise(fields, finished, tmp_path):
+    """As with another number of threads: all moments and the archive differ in the last digits."""
+    copied(finished, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    data, held_out = (x * (1 + 1e-7 * torch.randn(x.shape, generator=generator)) for x in fields)
+    assert not torch.equal(data, fields[0])
+    result = train(
+        make_denoiser(data), data, held_out, SHORT, tmp_path, resume=True, progress=False
+    )
+    assert result.step == SHORT.steps
+
+
 def test_checkpoints_of_another_run_are_refused(fields, finished, tmp_path) -> None:
     copied(finished, tmp_path)
 
@@ -385,6 +397,8 @@ def test_checkpoints_of_another_run_are_refused(fields, finished, tmp_path) -> N
         resume(data * 1.5, held_out)
     with pytest.raises(ValueError, match="another archive"):
         resume(data, held_out + 1)
+    with pytest.raises(ValueError, match="another archive"):
+        resume(data.flip(0), held_out)
     (tmp_path / CHECKPOINT).unlink()
     with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
         resume(data, held_out)

@@ -74,7 +74,7 @@ def train(
     require_writable(directory / CHECKPOINT)
     archive = {"data": data.x, "held_out": held_out.x}
     archive |= {"conditions": data.condition, "held_out_conditions": held_out.condition}
-    archive |= {f"learner {k}": one.covariance.factor for k, one in enumerate(learners)}
+    archive |= {f"learner {k}": one.covariance.variance for k, one in enumerate(learners)}
     identity = identity_of(denoiser, archive, asdict(config))
     state = TrainingState.start(denoiser.network, config.weight_decay, config.seed)
     if resume:
