@@ -37,6 +37,7 @@ VARIABLES = ("tas", "u250", "pr")
 LMAX = 31
 NETWORK = OperatorConfig(LMAX, len(VARIABLES), width=64, hidden=128, slopes=16)
 FLOW_STEPS = 32
+WEIGHT_DECAY = 1e-2  # less than the default: what the model in the package was trained with
 
 CARD = """\
 # speedy-daily
@@ -113,7 +114,7 @@ def main() -> None:
     fields = list(map(Fields, encoded, told))
     model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
     began = time.perf_counter()
-    config = TrainConfig(steps=options.steps, seed=options.seed)
+    config = TrainConfig(steps=options.steps, seed=options.seed, weight_decay=WEIGHT_DECAY)
     resume = (options.work / CHECKPOINT).exists()
     result = model.train(fields[0], fields[1], config, options.work, resume=resume)
     minutes = (time.perf_counter() - began) / 60

@@ -123,7 +123,7 @@ class SphereDiff:
     ) -> dict[str, Any]:
         start = clock()
         self.encoder = locally_scaled(self.split.encoder, training)
-        known, judged = self._fields(training, validation)
+        known, judged = known_and_judged(self.split, self.encoder, training, validation)
         self.model = Model.build(self.encoder, known.x, labels=self.split.labels, seed=seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
@@ -142,17 +142,6 @@ class SphereDiff:
         x = self.model.sample(count, generator=generator, labels=told, progress=True)
         return self.split.encoder.standardise(self.encoder.anomalies(x)).float()
 
-    def _fields(self, training: Tensor, validation: Tensor) -> tuple[Fields, Fields]:
-        count = len(training) + len(validation)
-        told = self.split.labels.encode(self.split.known_told, count)
-        plain = self.split.encoder
-        given_back = inflation(plain.climatology, len(training))  # the cycle is fitted to these
-        known, judged = (
-            (factor * self.encoder.standardise(plain.anomalies(x))).float()
-            for factor, x in ((given_back, training), (1.0, validation))
-        )
-        return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
-
     def _speed(self, known: Fields, judged: Fields, seed: int) -> tuple[float, float]:
         """Seconds of a step, and of a judgement on the validation maps.
 
@@ -164,6 +153,19 @@ class SphereDiff:
         self.model.network.load_state_dict(untrained)
         step = max((took[2] - took[1]) / (many - few), 1e-4)  # the first also fills caches
         return step, max((took[1] - few * step) / 2, 0.0)
+
+
+def known_and_judged(
+    split: Split, encoder: Encoder, training: Tensor, validation: Tensor
+) -> tuple[Fields, Fields]:
+    """Fields of this encoder to train on and to stop by, with their labels."""
+    told = split.labels.encode(split.known_told, len(training) + len(validation))
+    given_back = inflation(split.encoder.climatology, len(training))  # the cycle is fitted to these
+    known, judged = (
+        (factor * encoder.standardise(split.encoder.anomalies(x))).float()
+        for factor, x in ((given_back, training), (1.0, validation))
+    )
+    return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
 
 
 def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:
