@@ -37,7 +37,6 @@ VARIABLES = ("tas", "u250", "pr")
 LMAX = 31
 NETWORK = OperatorConfig(LMAX, len(VARIABLES), width=64, hidden=128, slopes=16)
 FLOW_STEPS = 32
-WEIGHT_DECAY = 1e-2  # less than the default: what the model in the package was trained with
 
 CARD = """\
 # speedy-daily
@@ -114,7 +113,7 @@ def main() -> None:
     fields = list(map(Fields, encoded, told))
     model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
     began = time.perf_counter()
-    config = TrainConfig(steps=options.steps, seed=options.seed, weight_decay=WEIGHT_DECAY)
+    config = TrainConfig(steps=options.steps, seed=options.seed)
     resume = (options.work / CHECKPOINT).exists()
     result = model.train(fields[0], fields[1], config, options.work, resume=resume)
     minutes = (time.perf_counter() - began) / 60

@@ -36,7 +36,7 @@ class TrainConfig:
     batch: int = 16
     learning_rate: float = 6e-3
     warmup: int = 50
-    weight_decay: float = 0.3
+    weight_decay: float = 1e-2
     clip: float = 1.0
     ema: float = 0.995
     log_noise_mean: float = -0.3
