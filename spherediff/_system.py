@@ -1,4 +1,4 @@
-"""What is asked of the operating system: to hold back an interrupt, to keep memory."""
+"""What is asked of the system: to show a line, to hold back an interrupt, to keep memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+def say(text: str = "") -> None:
+    """One line on standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

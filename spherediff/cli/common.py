@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,12 +52,6 @@ class Invocation:
             **seeded,
             **more,
         }
-
-
-def say(text: str = "") -> None:
-    """One line on standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 @dataclass(frozen=True)

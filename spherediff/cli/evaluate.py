@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from spherediff._system import say
 from spherediff.cli.common import (
     ArchiveOptions,
     Invocation,
     parse_climatology,
     parse_transforms,
-    say,
     seeded,
 )
 

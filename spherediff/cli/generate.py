@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from spherediff.cli.common import GridOptions, Invocation, decode, describe_channels, say, seeded
+from spherediff._system import say
+from spherediff.cli.common import GridOptions, Invocation, decode, describe_channels, seeded
 
 if TYPE_CHECKING:
     from spherediff.data import Encoder

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from spherediff.cli.common import ArchiveOptions, Invocation, parse_climatology, say
+from spherediff._system import say
+from spherediff.cli.common import ArchiveOptions, Invocation, parse_climatology
 
 if TYPE_CHECKING:
     import xarray as xr

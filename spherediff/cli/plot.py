@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from spherediff.cli.common import ArchiveOptions, Invocation, say
+from spherediff._system import say
+from spherediff.cli.common import ArchiveOptions, Invocation
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from spherediff._system import say
 from spherediff.cli.common import (
     GridOptions,
     Invocation,
@@ -17,7 +18,6 @@ from spherediff.cli.common import (
     device,
     number,
     parse_sampler,
-    say,
     seeded,
 )
 

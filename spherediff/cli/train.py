@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from spherediff._system import say
 from spherediff.cli.common import (
     ArchiveOptions,
     Invocation,
     device,
     parse_climatology,
     parse_transforms,
-    say,
     split_off,
 )
 

@@ -12,8 +12,9 @@ import torch
 
 from spherediff import data, metrics, report
 from spherediff._files import atomic_write, require_writable, write_json
+from spherediff._system import say
 from spherediff.demo.figures import Drawing, draw_all
-from spherediff.demo.ready import Ready, prepare, say, trained
+from spherediff.demo.ready import Ready, prepare, trained
 from spherediff.demo.settings import FULL, QUICK
 from spherediff.grids import HEALPix, LatLon
 from spherediff.train import RUN, TrainResult

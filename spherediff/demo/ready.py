@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
 from spherediff import data
+from spherediff._system import say
 from spherediff.demo.settings import Settings
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
@@ -67,9 +67,3 @@ def trained(ready: Ready, settings: Settings, folder: Path, seed: int) -> tuple[
     result = model.train(ready.train, ready.held_out, config, folder, resume=resume)
     model.save(folder)
     return model, result
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
