@@ -21,6 +21,7 @@ from spherediff.denoise import GaussianDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.nn import SphericalOperator
+from spherediff.nn.operator import SpectralConvolution
 from spherediff.process import OrnsteinUhlenbeck
 from spherediff.spectra import Tabulated
 from spherediff.train import (
@@ -29,6 +30,7 @@ from spherediff.train import (
     Fields,
     TrainConfig,
     batches,
+    checkpoint,
     ema_decay,
     held_out_loss,
     learning_rate,
@@ -124,6 +126,27 @@ def test_average_is_the_exponential_moving_average() -> None:
 def test_ema_decay_warms_up() -> None:
     config = TrainConfig(ema=0.9)
     assert [ema_decay(k, config) for k in (1, 8, 1000)] == [2 / 11, 9 / 18, 0.9]
+
+
+def test_weight_decay_acts_on_the_matrices_of_layers_alone() -> None:
+    torch.manual_seed(0)
+    network = SphericalOperator(3, 1, **TINY, conditions=2)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    state = checkpoint.TrainingState.start(network, weight_decay=0.3, seed=0)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for group in state.optimiser.param_groups:
+        group["lr"] = 0.1
+    state.optimiser.step()  # without a gradient AdamW is θ ← (1 − rate · decay) θ
+    shrunk = set()
+    for name, parameter in network.named_parameters():
+        if not torch.equal(parameter, before[name]):
+            torch.testing.assert_close(parameter.detach(), 0.97 * before[name])
+            shrunk.add(name)
+    layers = (nn.Linear, SpectralConvolution)
+    modules = network.named_modules()
+    assert shrunk == {f"{name}.weight" for name, module in modules if isinstance(module, layers)}
 
 
 def test_noise_levels_have_their_law_and_stay_in_range(fields) -> None:

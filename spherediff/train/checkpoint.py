@@ -22,7 +22,7 @@ from spherediff import _tensors, harmonics
 from spherediff.denoise import NeuralDenoiser
 
 CHECKPOINT = "checkpoint.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _ROUNDING = 1e-5  # of a tensor's norm
 _ROWS = 1024  # at a time in double precision
 
@@ -50,7 +50,7 @@ class TrainingState:
             average=average,
             best_weights=snapshot(average),
             optimiser=torch.optim.AdamW(
-                network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay
+                decay_groups(network, weight_decay), lr=0.0, betas=(0.9, 0.99)
             ),
             generator=torch.Generator().manual_seed(seed),
         )
@@ -60,9 +60,9 @@ class TrainingState:
         tensors = {"generator": self.generator.get_state()}
         groups = {"raw": self.network.state_dict(), "average": self.average.state_dict()}
         groups["best"] = self.best_weights
-        names = [name for name, _ in self.network.named_parameters()]
-        for index, moments in self.optimiser.state_dict()["state"].items():
-            groups[f"adam/{names[index]}"] = moments
+        optimiser = self.optimiser.state_dict()
+        for name, index in _indices(optimiser).items():
+            groups[f"adam/{name}"] = optimiser["state"].get(index, {})
         for group, members in groups.items():
             tensors |= {f"{group}/{name}": tensor for name, tensor in members.items()}
         header = {
@@ -96,16 +96,41 @@ class TrainingState:
         self.network.load_state_dict(group("raw"))
         self.average.load_state_dict(group("average"))
         self.best_weights = group("best")
-        moments = {
-            index: {key: value.cpu() if key == "step" else value for key, value in state.items()}
-            for index, (name, _) in enumerate(self.network.named_parameters())
-            if (state := group(f"adam/{name}"))
+        optimiser = self.optimiser.state_dict()
+        optimiser["state"] = {
+            index: {key: value.cpu() if key == "step" else value for key, value in moments.items()}
+            for name, index in _indices(optimiser).items()
+            if (moments := group(f"adam/{name}"))
         }
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimiser.load_state_dict(optimiser)
         self.generator.set_state(tensors["generator"])
         self.step, self.losses = header["step"], header["losses"]
         self.best, self.best_step = header["best"], header["best_step"]
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: weight decay acts on the matrices of layers, and on nothing else.
+
+    What a layer multiplies by is called ``weight`` and has two axes or more.  Biases, gains about
+    one, fields that are learned and embeddings of labels keep the size that the data ask for.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for name, parameter in network.named_parameters():
+        multiplies = name.rpartition(".")[2] == "weight" and parameter.ndim > 1
+        groups[0 if multiplies else 1]["params"].append((name, parameter))
+    return [group for group in groups if group["params"]]
+
+
+def _indices(optimiser: Mapping[str, Any]) -> dict[str, int]:
+    """By the names of parameters, the numbers that the optimiser's state knows them by."""
+    return {
+        name: index
+        for group in optimiser["param_groups"]
+        for name, index in zip(group["param_names"], group["params"], strict=True)
+    }
 
 
 def snapshot(network: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ class TrainConfig:
         batch: fields in each.
         learning_rate: peak of the schedule, see :func:`learning_rate`.
         warmup: steps of linear warm-up.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW, on the matrices of layers alone.
         clip: largest norm of a gradient.
         ema: decay of the running average of the weights, once it has warmed up.
         log_noise_mean, log_noise_std: law of log(σ/α) in training, clipped to the process's range.
@@ -36,7 +36,7 @@ class TrainConfig:
     batch: int = 16
     learning_rate: float = 6e-3
     warmup: int = 50
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.3
     clip: float = 1.0
     ema: float = 0.995
     log_noise_mean: float = -0.3
