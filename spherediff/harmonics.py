@@ -146,9 +146,10 @@ def _packed_band_limit(size: int) -> int:
 
 # The work goes by blocks, so that indices and temporaries stay small beside a large field, and
 # by groups of rows: many short rows at once are several times faster than one by one, while
-# long rows are best taken singly and as vectors.  The indices of all blocks are kept up to lmax
-# 1024.
+# long rows are best taken singly and as vectors.  The indices of all blocks are kept while
+# they are few, up to lmax 1250; of larger fields each would push out another before its turn.
 _BLOCK = 2**16
+_KEPT = 24
 
 
 def _pack(a: Tensor, scale: float) -> Tensor:
@@ -157,8 +158,10 @@ def _pack(a: Tensor, scale: float) -> Tensor:
     rows = a.reshape(-1, a.shape[-1])
     dtype = torch.complex64 if a.dtype == torch.float32 else torch.complex128
     packed = torch.empty(len(rows), _packed_start(lmax, lmax + 1), dtype=dtype, device=a.device)
-    for first, last in _order_blocks(lmax):
-        positive, negative = _pack_index(lmax, first, last, a.device)
+    blocks = _order_blocks(lmax)
+    indices = _pack_index if len(blocks) <= _KEPT else _pack_index.__wrapped__
+    for first, last in blocks:
+        positive, negative = indices(lmax, first, last, a.device)
         block = slice(_packed_start(lmax, first), _packed_start(lmax, last))
         for source, target in _row_groups(rows, packed):
             real = source.index_select(-1, positive).mul_(scale)
@@ -173,8 +176,10 @@ def _unpack(alm: Tensor, scale: float) -> Tensor:
     lmax = _packed_band_limit(alm.shape[-1])
     rows = torch.view_as_real(alm.resolve_conj().contiguous()).reshape(-1, 2 * alm.shape[-1])
     a = torch.empty(len(rows), count(lmax), dtype=rows.dtype, device=alm.device)
-    for first, last in _degree_blocks(lmax):
-        index, sign = _unpack_index(lmax, first, last, alm.device)
+    blocks = _degree_blocks(lmax)
+    indices = _unpack_index if len(blocks) <= _KEPT else _unpack_index.__wrapped__
+    for first, last in blocks:
+        index, sign = indices(lmax, first, last, alm.device)
         for source, target in _row_groups(rows, a):
             selected = source.index_select(-1, index)
             torch.mul(selected.mul_(scale), sign, out=target[..., first**2 : last**2])
@@ -221,7 +226,7 @@ def _zonal_index(lmax: int, device: torch.device) -> Tensor:
     return ell * (ell + 1)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=_KEPT)
 def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Flat indices of (ℓ, m) and (ℓ, −m) for first ≤ m < last, m-major."""
     orders = torch.arange(first, last, dtype=torch.int32, device=device)
@@ -234,7 +239,7 @@ def _pack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple
     return positive, negative
 
 
-@lru_cache(maxsize=24)
+@lru_cache(maxsize=_KEPT)
 def _unpack_index(lmax: int, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Place of (ℓ, m), first ≤ ℓ < last, among packed real parts, and its sign there."""
     ell = torch.arange(first, last, dtype=torch.int32, device=device)
