@@ -834,12 +834,18 @@ def test_plot_refuses(folder, monkeypatch, capsys, options, message):
     assert message in failure(capsys, "plot", "archive.nc", *options.split())
 
 
+def test_span_of_samples_in_any_order(folder):
+    ds = data.open(folder / "archive.nc")
+    assert data.span(ds.isel(time=slice(None, None, -1))) == data.span(ds)
+    assert data.span(ds.drop_vars("time")) == "36 samples"
+
+
 def test_info_on_an_archive(folder, capsys):
     assert run("info", folder / "archive.nc", "--climatology", "harmonics:1", "--lmax", 6) == 0
     text = capsys.readouterr().out
     assert "LatLon(13×24" in text
     assert "exact up to lmax 11" in text
-    assert "36, 2001-01-01 to 2003-12-01" in text
+    assert "36 samples, 2001-01-01 to 2003-12-01" in text
     assert "u: wind [m s-1]" in text
     assert "Feldman–Hájek" in text
     fitted = next(line for line in text.splitlines() if "standard deviation σ" in line)

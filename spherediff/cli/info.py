@@ -16,7 +16,6 @@ from spherediff._system import say
 from spherediff.cli.common import ArchiveOptions, Invocation, parse_climatology
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor
 
     from spherediff.gaussian import GaussianField
@@ -77,7 +76,7 @@ class Info:
 
     def _describe_archive(self) -> None:
         from spherediff import harmonics
-        from spherediff.data import Encoder, grid_of, sample_dimension
+        from spherediff.data import Encoder, grid_of, sample_dimension, span
 
         climatology = parse_climatology(self.climatology)
         given = _parse_noise(self.noise)
@@ -87,7 +86,7 @@ class Info:
         grid = grid_of(ds)
         lmax = grid.max_lmax if self.lmax is None else self.lmax
         say(f"grid        {grid!r}, exact up to lmax {grid.max_lmax}")
-        say(f"samples     {ds.sizes[sample_dimension(ds)]}{_times(ds)}")
+        say(f"holds       {span(ds)}")
         for name, field in ds.data_vars.items():
             attrs = field.attrs
             text = f"{attrs.get('long_name', '')} [{attrs.get('units', '1')}]".strip()
@@ -188,13 +187,6 @@ def _last_degree(x: Tensor) -> int:
     beyond = spectrum.flip(0).cummax(0).values.flip(0)
     cliffs = (beyond[1:] < _CLIFF * spectrum[:-1]).nonzero()[:, 0]
     return min((int(degree) for degree in cliffs if degree >= _FITTED), default=lmax)
-
-
-def _times(ds: xr.Dataset) -> str:
-    if "time" not in ds.coords or ds["time"].ndim != 1:
-        return ""
-    values = ds["time"].values
-    return f", {str(values.min())[:10]} to {str(values.max())[:10]}"
 
 
 def _numbers(values: Iterable[float] | Tensor) -> list[str]:

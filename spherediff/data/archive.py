@@ -47,12 +47,12 @@ _ORDERINGS = {
 
 
 def span(ds: xr.Dataset) -> str:
-    """How many samples, and from which date to which, as one says it."""
+    """How many samples, in any order, and from which date to which, as one says it."""
     count = ds.sizes[sample_dimension(ds)]
     if "time" not in ds.coords or ds["time"].ndim != 1:
         return f"{count} samples"
-    first, last = (str(ds["time"].values[k])[:10] for k in (0, -1))
-    return f"{count} samples, {first} to {last}"
+    times = ds["time"].values
+    return f"{count} samples, {str(times.min())[:10]} to {str(times.max())[:10]}"
 
 
 def normalise(
