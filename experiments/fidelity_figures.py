@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import torch
 
 from spherediff import data, plot
-from spherediff.data.transforms import Log1p
 from spherediff.grids import LatLon
 from spherediff.model import Model
 
@@ -24,7 +23,7 @@ FLOW_STEPS = 32
 TITLES = {
     "tas": ("Air temperature near the surface: departure from the yearly cycle", "K"),
     "u250": ("Zonal wind near 250 hPa", "m s⁻¹"),
-    "pr": ("Precipitation", "mm/day, logarithmic: log(1 + pr/0.5)"),
+    "pr": ("Precipitation", "√(mm/day)"),
 }
 
 
@@ -49,7 +48,7 @@ def main() -> None:
         for x in (real, drawn):
             a = encoder.anomalies(x) if name == "tas" else encoder.restore(x, test.time)
             values = grid.synthesis(a[:, channel])
-            rain = isinstance(encoder.transforms[channel], Log1p)
+            rain = encoder.transforms[channel] == data.SquareRoot()
             sides.append(values.clamp(min=0) if rain else values)
         title, units = TITLES[name]
         figure = plt.figure(figsize=(10, 4.6), layout="compressed")
@@ -60,6 +59,7 @@ def main() -> None:
             figure=figure,
             units=units,
             coastlines=True,
+            cmap="YlGnBu" if name == "pr" else None,
         )
         figure.suptitle(title)
         figure.savefig(options.directory / f"fidelity-{name}.png", dpi=110)

@@ -10,7 +10,7 @@ and scale are fitted to both together.  Test maps are for the final table alone.
 |---|---|---|---|---|
 | pr | log(1 + pr/0.5 mm), daily | 3 harmonics | last tenth of the rest | years 9, 10 |
 | tas, u250 | of the daily archive | 3 harmonics | the same | the same |
-| daily | tas, u250, pr jointly | 3 harmonics | the same | the same |
+| daily | tas, u250, √pr jointly | 3 harmonics | the same | the same |
 | ensemble | annual tas of a model's ensemble | constant | one member | one member |
 | winds | UWND, VWND, bundled | monthly means | last tenth of the rest | last 24 months |
 
@@ -86,7 +86,7 @@ class _Recipe:
     variables: tuple[str, ...]
     climatology: data.Constant | data.Harmonics | data.Monthly
     split: Callable[[xr.Dataset], Parts]
-    transform: Mapping[str, data.Log1p] = field(default_factory=dict)
+    transform: Mapping[str, data.Log1p | data.SquareRoot] = field(default_factory=dict)
     told: Mapping[str, type[data.Scalar]] = field(default_factory=dict)
 
 
@@ -111,12 +111,13 @@ def _by_member(ds: xr.Dataset) -> Parts:
     )
 
 
-_RAIN = {"pr": data.Log1p(0.5)}
 _RECIPES = {
-    "pr": _Recipe(DAILY, ("pr",), data.Harmonics(3), _by_flag, _RAIN),
+    "pr": _Recipe(DAILY, ("pr",), data.Harmonics(3), _by_flag, {"pr": data.Log1p(0.5)}),
     "tas": _Recipe(DAILY, ("tas",), data.Harmonics(3), _by_flag),
     "u250": _Recipe(DAILY, ("u250",), data.Harmonics(3), _by_flag),
-    "daily": _Recipe(DAILY, ("tas", "u250", "pr"), data.Harmonics(3), _by_flag, _RAIN),
+    "daily": _Recipe(
+        DAILY, ("tas", "u250", "pr"), data.Harmonics(3), _by_flag, {"pr": data.SquareRoot()}
+    ),
     "ensemble": _Recipe(
         ENSEMBLE, ("tas",), data.Constant(), _by_member, told={"year": data.Scalar}
     ),
