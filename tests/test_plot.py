@@ -272,6 +272,21 @@ def test_bundled_coastlines_stay_on_the_map(ax):
         assert np.hypot(*np.diff(piece, axis=0).T).max() < 0.2
 
 
+@pytest.mark.parametrize(
+    ("values", "cmap", "ink"),
+    [
+        (torch.arange(48.0), None, 0.0),  # mostly the middle of viridis
+        (torch.arange(48.0) ** 6, None, 1.0),  # mostly its dark end
+        (torch.arange(48.0) ** 6, "YlGnBu", 0.0),
+        (torch.linspace(-1, 1, 48), None, 0.0),
+    ],
+)
+def test_lines_show_on_what_most_of_a_map_is(ax, values, cmap, ink):
+    drawn = plot.mollweide(values, ax=ax, coastlines=True, cmap=cmap)
+    assert set(drawn.coastlines.get_colors()[:, :3].flat) == {ink}
+    assert set(drawn.graticule.get_colors()[:, :3].flat) == {ink}
+
+
 def test_panels_share_one_scale_and_one_bar():
     figure = Figure(figsize=(8, 6), layout="compressed")
     maps = torch.stack([torch.linspace(0, k, 48) for k in (1.0, 2.0, 7.0)])

@@ -36,6 +36,9 @@ _BOTH_SIGNS = 0.1
 _FAR_OUT = 2.0
 """Times further from the median than all but a thousandth of the values on its side."""
 
+_DARK = 0.3
+"""Relative luminance of a colour below which black lines do not show."""
+
 Lines = bool | Sequence[ArrayLike]
 """``True`` for the bundled coastlines, or arrays (points, 2) of longitude, latitude in degrees."""
 
@@ -58,6 +61,8 @@ class ColourScale:
     norm: Normalize
     cmap: Colormap
     extend: Literal["neither", "both", "min", "max"]
+    ink: str
+    """Of lines: black, or white where the colour of the middle value is dark."""
 
     @classmethod
     def of(
@@ -92,9 +97,12 @@ class ColourScale:
             norm = _centred(center, left, right, vmin, vmax)
         if cmap is None:
             cmap = "viridis" if center is None else "RdBu_r"
+        colours = matplotlib.colormaps[cmap] if isinstance(cmap, str) else cmap
+        red, green, blue, _ = colours(norm(np.nanmedian(np.concatenate([*map(np.ravel, values)]))))
+        dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < _DARK
         below, above = low < float(norm.vmin or 0), high > float(norm.vmax or 0)
         extend = "both" if below and above else "min" if below else "max" if above else "neither"
-        return cls(norm, matplotlib.colormaps[cmap] if isinstance(cmap, str) else cmap, extend)
+        return cls(norm, colours, extend, "white" if dark else "black")
 
     def colorbar(self, axes: Axes | Sequence[Axes], units: str, length: float = 0.7) -> Colorbar:
         """A horizontal bar below ``axes``, ``length`` of their width, labelled with the units."""
@@ -170,12 +178,12 @@ def draw(
     grid_lines = (
         None
         if graticule is None
-        else _lines(ax, projection.graticule(projector, graticule), 0.4, "0.25", 0.35)
+        else _lines(ax, projection.graticule(projector, graticule), 0.4, scale.ink, 0.3)
     )
     if isinstance(coastlines, bool):
         coastlines = data.coastlines() if coastlines else ()
     coast = (
-        _lines(ax, projection.lines(projector, coastlines), 0.6, "0.1", 0.9)
+        _lines(ax, projection.lines(projector, coastlines), 0.6, scale.ink, 0.8)
         if len(coastlines)
         else None
     )
