@@ -1,6 +1,6 @@
 """How much weight decay: the loss on validation maps, archive by archive.
 
-    python experiments/peers/decay.py ARCHIVES [--archives u250] [--decays 0.01 0.1 0.3 1]
+    python experiments/peers/decay.py ARCHIVES [--archives u250] [--decays 0.01 0.3]
         [--steps 2500] [--seed 1] [--threads 1]
 
 ARCHIVES is the folder with speedy-daily.nc and tas-annual-ensemble.nc.  The package's model is
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="ARCHIVES")
     parser.add_argument("--archives", nargs="+", choices=archives.NAMES, default=("u250",))
-    parser.add_argument("--decays", nargs="+", type=float, default=(0.01, 0.1, 0.3, 1.0))
+    parser.add_argument("--decays", nargs="+", type=float, default=(0.01, 0.3))
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
