@@ -53,8 +53,8 @@ spherediff sample --model speedy-daily --count 16 --output weather.nc
   (Apache-2.0) and climatological sea-surface temperature; instantaneous fields every third day,
   {training} maps of eight years to learn from, {validation} to judge by, {test} of the last two
   years for the scorecard below.
-- **Rain** is learnt by its square root, and degrees beyond 31 are left out: draws have the mean of
-  such maps of the archive, 2.0 mm/day, where the archive itself has 2.75
+- **Rain** is learnt by its square root, and degrees beyond 31 are left out: draws have about the
+  mean of such maps of the archive, 2.0 mm/day, where the archive itself has 2.75
   (`experiments/rain_transform.py`).
 - **Not for** forecasts, or statements about the climate of the Earth: the model knows the one
   circulation model that it was trained on, and each day by itself.
