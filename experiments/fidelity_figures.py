@@ -48,8 +48,7 @@ def main() -> None:
         for x in (real, drawn):
             a = encoder.anomalies(x) if name == "tas" else encoder.restore(x, test.time)
             values = grid.synthesis(a[:, channel])
-            rain = encoder.transforms[channel] == data.SquareRoot()
-            sides.append(values.clamp(min=0) if rain else values)
+            sides.append(values.clamp(min=0) if name == "pr" else values)
         title, units = TITLES[name]
         figure = plt.figure(figsize=(10, 4.6), layout="compressed")
         plot.compare(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from coarse_maps import averaged
 
 from spherediff import data
 from spherediff.grids import LatLon
@@ -44,40 +45,38 @@ def arguments() -> argparse.Namespace:
 
 
 def restored(
-    pr: xr.DataArray, transform: data.Log1p | data.SquareRoot | data.Quantile, lmax: int
-) -> xr.DataArray:
+    ds: xr.Dataset, transform: data.Log1p | data.SquareRoot | data.Quantile, lmax: int
+) -> xr.Dataset:
     """Maps as a model of the transformed coefficients could draw them."""
-    ds = pr.to_dataset()
     encoder = data.Encoder.fit(ds, lmax=lmax, transform={"pr": transform})
-    grid = LatLon(pr.latitude.values, pr.longitude.values)
-    return encoder.decode(encoder.encode(ds), grid, pr.time).pr
+    grid = LatLon(ds.latitude.values, ds.longitude.values)
+    return encoder.decode(encoder.encode(ds), grid, ds.time)
 
 
-def averaged(pr: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Means over two by two cells, and the areas of these."""
-    area = np.cos(np.radians(pr.latitude)) * xr.ones_like(pr.longitude)
-    pairs = {"latitude": 2, "longitude": 2}
-    total = area.coarsen(pairs).sum()
-    return (pr * area).coarsen(pairs).sum() / total, total / total.sum()
+def moments(pr: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Local mean and standard deviation."""
+    return pr.mean("time"), pr.std("time")
+
+
+def over_area(field: xr.DataArray) -> float:
+    """Mean over the sphere."""
+    return float(field.weighted(np.cos(np.radians(field.latitude))).mean())
 
 
 def main() -> None:
     options = arguments()
-    pr = data.open(options.archive, ["pr"]).pr
-    truth, area = averaged(pr)
-    space = ("latitude", "longitude")
+    archive = data.open(options.archive, ["pr"])
+    truth = averaged(archive, 2).pr
     print("| transform | mean | >= 10 | 99 % | 99.99 % | largest | error of mean | of spread |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for name, transform in TRANSFORMS.items():
-        x = truth if transform is None else averaged(restored(pr, transform, options.lmax))[0]
-        mean = float((x.mean("time") * area).sum(space))
-        heavy = float(((x >= 10).mean("time") * area).sum(space))
-        tail = np.quantile(x.values, [0.99, 0.9999, 1.0])
+        maps = archive if transform is None else restored(archive, transform, options.lmax)
+        pr = averaged(maps, 2).pr
         errors = [
-            float(np.sqrt(((getattr(x, f)("time") - getattr(truth, f)("time")) ** 2 * area).sum()))
-            for f in ("mean", "std")
+            over_area((m - t) ** 2) ** 0.5 for m, t in zip(moments(pr), moments(truth), strict=True)
         ]
-        cells = [f"{mean:.2f}", f"{heavy:.3f}", *(f"{v:.0f}" for v in tail)]
+        cells = [f"{over_area(pr):.2f}", f"{over_area(pr >= 10):.3f}"]
+        cells += [f"{v:.0f}" for v in np.quantile(pr.values, [0.99, 0.9999, 1.0])]
         cells += [f"{v:.2f}" for v in errors]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 

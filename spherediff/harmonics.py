@@ -16,8 +16,9 @@ which is an isometry: Σ_i a_i² = ∫ f².
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,9 +160,9 @@ def _pack(a: Tensor, scale: float) -> Tensor:
     dtype = torch.complex64 if a.dtype == torch.float32 else torch.complex128
     packed = torch.empty(len(rows), _packed_start(lmax, lmax + 1), dtype=dtype, device=a.device)
     blocks = _order_blocks(lmax)
-    indices = _pack_index if len(blocks) <= _KEPT else _pack_index.__wrapped__
+    index = _kept(_pack_index, blocks)
     for first, last in blocks:
-        positive, negative = indices(lmax, first, last, a.device)
+        positive, negative = index(lmax, first, last, a.device)
         block = slice(_packed_start(lmax, first), _packed_start(lmax, last))
         for source, target in _row_groups(rows, packed):
             real = source.index_select(-1, positive).mul_(scale)
@@ -177,11 +178,11 @@ def _unpack(alm: Tensor, scale: float) -> Tensor:
     rows = torch.view_as_real(alm.resolve_conj().contiguous()).reshape(-1, 2 * alm.shape[-1])
     a = torch.empty(len(rows), count(lmax), dtype=rows.dtype, device=alm.device)
     blocks = _degree_blocks(lmax)
-    indices = _unpack_index if len(blocks) <= _KEPT else _unpack_index.__wrapped__
+    index = _kept(_unpack_index, blocks)
     for first, last in blocks:
-        index, sign = indices(lmax, first, last, alm.device)
+        place, sign = index(lmax, first, last, alm.device)
         for source, target in _row_groups(rows, a):
-            selected = source.index_select(-1, index)
+            selected = source.index_select(-1, place)
             torch.mul(selected.mul_(scale), sign, out=target[..., first**2 : last**2])
     zonal = torch.arange(0, 2 * (lmax + 1), 2, device=alm.device)
     a[:, _zonal_index(lmax, alm.device)] = rows[:, zonal]
@@ -211,6 +212,11 @@ def _blocks(starts: list[int]) -> list[tuple[int, int]]:
             blocks.append((first, last))
             first = last
     return blocks
+
+
+def _kept(index: Any, blocks: list[tuple[int, int]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The indices of a block, from the cache if it has room for all of them."""
+    return index if len(blocks) <= _KEPT else index.__wrapped__
 
 
 def _row_groups(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,9 +17,8 @@ from pathlib import Path
 import archives
 import torch
 from archives import Split
-from emulators import known_and_judged, locally_scaled
+from emulators import untrained
 
-from spherediff.model import Model
 from spherediff.train import TrainConfig, TrainResult, train
 
 
@@ -36,10 +35,7 @@ def arguments() -> argparse.Namespace:
 
 def trained(split: Split, config: TrainConfig) -> TrainResult:
     """What training with this configuration comes to."""
-    training, validation = split.tuning
-    encoder = locally_scaled(split.encoder, training)
-    known, judged = known_and_judged(split, encoder, training, validation)
-    model = Model.build(encoder, known.x, labels=split.labels, seed=config.seed)
+    model, known, judged = untrained(split, *split.tuning, config.seed)
     learners = model.learners(known.x)
     with tempfile.TemporaryDirectory() as directory:
         return train(model.denoiser, known, judged, config, directory, learners=learners)

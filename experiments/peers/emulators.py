@@ -122,9 +122,7 @@ class SphereDiff:
         self, training: Tensor, validation: Tensor, seconds: float, seed: int
     ) -> dict[str, Any]:
         start = clock()
-        self.encoder = locally_scaled(self.split.encoder, training)
-        known, judged = known_and_judged(self.split, self.encoder, training, validation)
-        self.model = Model.build(self.encoder, known.x, labels=self.split.labels, seed=seed)
+        self.model, known, judged = untrained(self.split, training, validation, seed)
         learners = self.model.learners(known.x)
         step, judgement = self._speed(known, judged, seed)
         every = TrainConfig().evaluate_every
@@ -140,7 +138,7 @@ class SphereDiff:
         generator = torch.Generator().manual_seed(seed)
         told = self.split.test_told
         x = self.model.sample(count, generator=generator, labels=told, progress=True)
-        return self.split.encoder.standardise(self.encoder.anomalies(x)).float()
+        return self.split.encoder.standardise(self.model.encoder.anomalies(x)).float()
 
     def _speed(self, known: Fields, judged: Fields, seed: int) -> tuple[float, float]:
         """Seconds of a step, and of a judgement on the validation maps.
@@ -155,17 +153,19 @@ class SphereDiff:
         return step, max((took[1] - few * step) / 2, 0.0)
 
 
-def known_and_judged(
-    split: Split, encoder: Encoder, training: Tensor, validation: Tensor
-) -> tuple[Fields, Fields]:
-    """Fields of this encoder to train on and to stop by, with their labels."""
+def untrained(
+    split: Split, training: Tensor, validation: Tensor, seed: int
+) -> tuple[Model, Fields, Fields]:
+    """The package's model before its training, and its fields to train on and to stop by."""
+    encoder = locally_scaled(split.encoder, training)
     told = split.labels.encode(split.known_told, len(training) + len(validation))
     given_back = inflation(split.encoder.climatology, len(training))  # the cycle is fitted to these
     known, judged = (
         (factor * encoder.standardise(split.encoder.anomalies(x))).float()
         for factor, x in ((given_back, training), (1.0, validation))
     )
-    return Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
+    model = Model.build(encoder, known, labels=split.labels, seed=seed)
+    return model, Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
 
 
 def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:

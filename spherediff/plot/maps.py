@@ -77,7 +77,7 @@ class ColourScale:
         """The scale that holds all of ``values``, NaN aside; see :func:`mollweide`."""
         low = min(float(np.nanmin(v)) for v in values)
         high = max(float(np.nanmax(v)) for v in values)
-        least, greatest = _typical_range(values, low, high)
+        least, middle, greatest = _typical_range(values, low, high)
         left = least if vmin is None else vmin
         right = greatest if vmax is None else vmax
         if left == right and (vmin is None or vmax is None):
@@ -98,7 +98,7 @@ class ColourScale:
         if cmap is None:
             cmap = "viridis" if center is None else "RdBu_r"
         colours = matplotlib.colormaps[cmap] if isinstance(cmap, str) else cmap
-        red, green, blue, _ = colours(norm(np.nanmedian(np.concatenate([*map(np.ravel, values)]))))
+        red, green, blue, _ = colours(norm(middle))
         dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < _DARK
         below, above = low < float(norm.vmin or 0), high > float(norm.vmax or 0)
         extend = "both" if below and above else "min" if below else "max" if above else "neither"
@@ -119,15 +119,19 @@ class ColourScale:
         )
 
 
-def _typical_range(values: Sequence[Array], low: float, high: float) -> tuple[float, float]:
-    """The whole range, or where it ends far out, as of rain, that of all but 0.1 % on that side."""
+def _typical_range(values: Sequence[Array], low: float, high: float) -> tuple[float, float, float]:
+    """The whole range, or where it ends far out, as of rain, that of all but 0.1 % on that side.
+
+    Returns:
+        The least value, the median and the greatest value.
+    """
     inner = np.concatenate([np.ravel(v) for v in values])
     few, median, most = np.nanquantile(inner, (0.001, 0.5, 0.999))
     if 0 < _FAR_OUT * (median - few) < median - low:
         low = float(few)
     if 0 < _FAR_OUT * (most - median) < high - median:
         high = float(most)
-    return low, high
+    return low, float(median), high
 
 
 def _takes_both_signs(low: float, high: float) -> bool:

@@ -50,7 +50,7 @@ class TrainingState:
             average=average,
             best_weights=snapshot(average),
             optimiser=torch.optim.AdamW(
-                decay_groups(network, weight_decay), lr=0.0, betas=(0.9, 0.99)
+                _decay_groups(network, weight_decay), lr=0.0, betas=(0.9, 0.99)
             ),
             generator=torch.Generator().manual_seed(seed),
         )
@@ -108,7 +108,7 @@ class TrainingState:
         self.best, self.best_step = header["best"], header["best_step"]
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: weight decay acts on the matrices of layers, and on nothing else.
 
     What a layer multiplies by is called ``weight`` and has two axes or more.  Biases, gains about
