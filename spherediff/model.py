@@ -37,7 +37,7 @@ from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_re
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
-from spherediff.train import Fields, TrainConfig, TrainResult, train
+from spherediff.train import Fields, TrainConfig, TrainResult, fold, train
 
 _SCHEDULES = (LogSNR, ConstantRate)
 _PARTS = 5
@@ -161,8 +161,8 @@ class Model:
             )
         learners = []
         for k in range(_PARTS):
-            first, last = N * k // _PARTS, N * (k + 1) // _PARTS
-            others = torch.cat([coefficients[:first], coefficients[last:]])
+            part = fold(N, k, _PARTS)
+            others = torch.cat([coefficients[: part.start], coefficients[part.stop :]])
             mean, variance, _ = archive_moments(others)
             covariance = _correlated(self.encoder, others, variance, lmax)
             learners.append(self._learner(mean, covariance))
@@ -198,17 +198,21 @@ class Model:
             fields._replace(x=harmonics.resize(fields.x, lmax))
             for fields in map(Fields.of, (known, held_out))
         )
+        learners = self.learners(known.x)
         result = train(
             learner,
             known,
             held_out,
             config,
             Path(directory),
-            learners=self.learners(known.x),
+            learners=learners,
             resume=resume,
             progress=progress,
         )
-        calibrate(learner, known, held_out, progress=progress)
+        amplitude = self.encoder.amplitude
+        calibrate(
+            learner, known, held_out, learners=learners, amplitude=amplitude, progress=progress
+        )
         self.denoiser.calibration.load_state_dict(learner.calibration.state_dict())
         return result
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from spherediff import calibrate as calibrating
 from spherediff import harmonics
+from spherediff.balance import Octaves, _Turning, balance
 from spherediff.calibrate import calibrate
 from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
+from spherediff.data.amplitude import Amplitude
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.process import LogSNR, OrnsteinUhlenbeck
@@ -320,13 +322,92 @@ def test_an_octave_keeps_its_power_though_strong_coefficients_gain_and_weak_ones
     denoiser = denoiser_of(Uneven(), variance)
     generator = torch.Generator().manual_seed(23)
     known = Fields.of(torch.zeros(8, CHANNELS, 64, dtype=torch.float64))  # only their number counts
-    calibrating._balance(denoiser, known, generator, progress=False)
+    balance(denoiser, known, (), None, generator, progress=False)
     x = ProbabilityFlow(denoiser, steps=48).sample((400,), generator=generator)
     octave = torch.tensor([ell.bit_length() for ell in harmonics.degrees(LMAX).tolist()])
     for o in (2, 3):  # 24 and 96 coefficients
         power, expected = (v[..., octave == o].sum((-1, -2)) for v in (x.square(), variance))
         error = float((power / expected).mean() - 1)
         assert abs(error) < 0.02 + 4 * float((power / expected).std()) / 20  # false alarm: 1.3e-4
+
+
+def octave_power(x: Tensor) -> Tensor:
+    """Mean power of the coefficients of degrees 1, 2–3 and 4–7 of each channel."""
+    octave = torch.tensor([ell.bit_length() for ell in harmonics.degrees(LMAX).tolist()])
+    power = x.square().mean(0)
+    return torch.stack([power[:, octave == o].mean(1) for o in (1, 2, 3)])
+
+
+def of_unequal_octaves(count: int, seed: int) -> Tensor:
+    """Fields with the variances 0.7, 1 and 1.4 in degrees 1, 2–3 and 4–7, 1 in degree 0."""
+    octave = torch.tensor([ell.bit_length() for ell in harmonics.degrees(LMAX).tolist()])
+    std = torch.tensor([1.0, 0.7, 1.0, 1.4], dtype=torch.float64).sqrt()[octave]
+    generator = torch.Generator().manual_seed(seed)
+    return std * torch.randn(count, CHANNELS, 64, generator=generator, dtype=torch.float64)
+
+
+def test_draws_have_the_power_of_known_fields_that_had_no_part_in_the_reference() -> None:
+    """The reference has variance one, and F leans besides, by an amount that depends on z."""
+    denoiser = denoiser_of(Growing())
+    x = of_unequal_octaves(500, 30)
+    generator = torch.Generator().manual_seed(31)
+    for learners in ((), (denoiser,), (denoiser, denoiser)):
+        denoiser.calibration.reset()
+        balance(denoiser, Fields.of(x), learners, None, generator, progress=False)
+        drawn = ProbabilityFlow(denoiser, steps=48).sample((1000,), generator=generator)
+        wanted = octave_power(x) if learners else torch.ones(3, CHANNELS, dtype=torch.float64)
+        # 3 coefficients of 1000 draws and of the 192 that were balanced: 0.026 and 0.06 of noise
+        assert (octave_power(drawn) / wanted - 1).abs().max() < 0.15
+        assert (octave_power(drawn) / wanted - 1)[2].abs().max() < 0.04
+
+
+def test_power_is_that_of_maps_with_the_amplitude_multiplied_back() -> None:
+    """Fields vary threefold where the amplitude is large, which the reference does not know."""
+    log_std = torch.zeros(CHANNELS, 9, dtype=torch.float64)
+    log_std[:, 6] = 1.5  # of Y_20: large at the poles
+    K = Amplitude(log_std)
+    generator = torch.Generator().manual_seed(32)
+    x = torch.randn(400, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    x = K.multiply(x)
+    x = x / x.square().mean((0, 2), keepdim=True).sqrt()
+    denoiser = denoiser_of(Silent(), x.square().mean(0))
+    ratios = {}
+    for name, amplitude in (("without", None), ("with", K)):
+        denoiser.calibration.reset()
+        balance(denoiser, Fields.of(x), (denoiser,), amplitude, generator, progress=False)
+        drawn = ProbabilityFlow(denoiser, steps=48).sample((1000,), generator=generator)
+        ratios[name] = octave_power(K.multiply(drawn)) / octave_power(K.multiply(x))
+    assert (ratios["without"][2] - 1).abs().min() > 0.1
+    assert (ratios["with"][2] - 1).abs().max() < 0.04
+    assert (ratios["with"] - 1).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("log_noise", [-1.0, 0.5])
+def test_what_known_fields_call_for_is_their_mean_over_noise(log_noise) -> None:
+    """E⟨z, T⟩ under a reference with correlations, from freshly noised fields; false: 1e-5."""
+    generator = torch.Generator().manual_seed(33)
+    diagonal = 0.3 + torch.rand(CHANNELS, 64, generator=generator, dtype=torch.float64)
+    factor = torch.randn(3, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    whole = denoiser_of(Silent())
+    denoiser = NeuralDenoiser(
+        whole.process, Silent(), whole.mean + 0.3, Covariance(diagonal, factor)
+    )
+    log_std = 0.5 * torch.randn(CHANNELS, 9, generator=generator, dtype=torch.float64)
+    octaves = Octaves(denoiser, Amplitude(log_std))
+    x = of_unequal_octaves(10, 34)
+    t = denoiser.process.time_of(torch.tensor(log_noise, dtype=torch.float64))
+    called_for = _Turning(denoiser, x, octaves).at(t)
+    sums = []
+    for _ in range(400):
+        level = torch.full((10,), log_noise, dtype=torch.float64)
+        z, _, T = residual_target(denoiser, x, level, generator)
+        fields = [octaves.fields(denoiser.reference, v) for v in (z, T)]
+        sums.append(octaves.sums((fields[0] * fields[1]).sum(0)))
+    found = torch.stack(sums)
+    error = found.std(0) / math.sqrt(len(found))
+    assert called_for.shape == (CHANNELS, 4)
+    assert ((called_for - found.mean(0)).abs() < 5 * error).all()
+    assert (called_for.abs() > 15 * error).any()
 
 
 # --- its use ----------------------------------------------------------------------------------
@@ -380,10 +461,10 @@ def test_conditions_of_the_flow_are_spread_evenly_over_the_known_fields(count) -
     side = torch.arange(count, dtype=torch.float64)[:, None]
     known = Fields(torch.zeros(count, CHANNELS, 64, dtype=torch.float64), side)
     generator = torch.Generator().manual_seed(0)
-    calibrating._balance(denoiser_of(Spy()), known, generator, progress=False)
+    balance(denoiser_of(Spy()), known, (), None, generator, progress=False)
     told = torch.cat(seen).unique(return_counts=True)
     assert told[0][[0, -1]].tolist() == [0, count - 1]
-    assert len(told[0]) == min(count, calibrating._DRAWS)
+    assert len(told[0]) == min(count, 192)
     assert told[0].diff().max() <= max(1, math.ceil(count / 95))
     assert told[1].max() <= 2 * told[1].min()
 

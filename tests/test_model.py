@@ -292,7 +292,8 @@ def test_training_ends_with_a_calibration_that_survives_saving(tmp_path: Path) -
     calibration, learner = model.denoiser.calibration, model.learner()
     assert torch.equal(calibration.group, learner.calibration.group)
     assert len(calibration.group.unique()) == 4  # 2·9 modes: 1, 3, 12 and the last 2
-    calibrate(learner, *(harmonics.resize(fields, 2) for fields in (known, held_out)))
+    known, held_out = (harmonics.resize(fields, 2) for fields in (known, held_out))
+    calibrate(learner, known, held_out, learners=model.learners(known), amplitude=encoder.amplitude)
     for name in "abc":
         assert torch.equal(getattr(learner.calibration, name), getattr(calibration, name))
         assert (getattr(calibration, name) != getattr(Calibration(torch.ones(2, 9)), name)).any()

@@ -130,7 +130,8 @@ class SphereDiff:
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
-        calibrate(self.model.denoiser, known, judged)
+        amplitude = self.model.encoder.amplitude
+        calibrate(self.model.denoiser, known, judged, learners=learners, amplitude=amplitude)
         parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
 

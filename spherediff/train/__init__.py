@@ -31,6 +31,7 @@ Randomness comes from one explicit generator whose state is part of a checkpoint
 same bits as one that was not.
 """
 
+from spherediff.train.batches import fold
 from spherediff.train.checkpoint import CHECKPOINT
 from spherediff.train.config import TrainConfig, TrainResult, ema_decay, learning_rate
 from spherediff.train.loop import train
@@ -52,6 +53,7 @@ __all__ = [
     "TrainResult",
     "conditioned",
     "ema_decay",
+    "fold",
     "held_out_loss",
     "learning_rate",
     "residual_error",

@@ -17,8 +17,13 @@ def mini_batch(
 ) -> tuple[NeuralDenoiser, Fields]:
     """A learner at random, and fields of its part."""
     k = int(torch.randint(len(learners), (), generator=generator))
-    first, last = (len(data.x) * j // len(learners) for j in (k, k + 1))
-    return learners[k], data.at(torch.randint(first, last, (batch,), generator=generator))
+    part = fold(len(data.x), k, len(learners))
+    return learners[k], data.at(torch.randint(part.start, part.stop, (batch,), generator=generator))
+
+
+def fold(count: int, k: int, parts: int) -> slice:
+    """Which of ``count`` fields are the k-th of so many parts."""
+    return slice(count * k // parts, count * (k + 1) // parts)
 
 
 def drop_labels(fields: Fields, share: float, generator: torch.Generator) -> Fields:

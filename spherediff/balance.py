@@ -1,0 +1,176 @@
+"""Draws that have the power of the known fields, octave by octave.
+
+The target of a denoiser's network is a conditional expectation, F = E[T | z], so that products of
+fields at noise level ψ have the same mean with F as with T: in every octave of degrees o,
+
+    E⟨z, F⟩_o = E⟨z, T⟩_o.
+
+Along the probability flow dz/dψ = −F, and this is half the rate at which an octave of the draws
+loses power: a hundredth that is missing becomes several hundredths of the variance in the end.  So
+the flow is run, and
+
+    β_o = (E⟨z, F⟩_o − E⟨z, T⟩_o)/E⟨z, z⟩_o
+
+is taken off as it goes, F ← F − βz: later levels are judged by draws that have it.
+
+⟨v, w⟩_o is over the coefficients of K v and K w, in units of the noise, K the local amplitude
+(:mod:`spherediff.data.amplitude`): the power that maps have, which a network that sees fields
+divided by their amplitude easily misses where that is large.
+
+T needs known fields under references from others, not those that were fitted to them: by how much
+their modes have more or less variance is the reference's error.  With z = cos ψ y + sin ψ ε and
+T = sin ψ y − cos ψ ε the noise averages to
+
+    E⟨z, T⟩_o = E⟨cos ψ y, sin ψ y⟩_o − Σ_j cos ψ_j sin ψ_j ⟨e_j, e_j⟩_o,    modes e_j,
+
+which is zero for fields that have the law of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spherediff.data.amplitude import Amplitude
+from spherediff.denoise import NeuralDenoiser, ResidualDenoiser
+from spherediff.reference import Reference
+from spherediff.sample import ProbabilityFlow
+from spherediff.streams import open_source
+from spherediff.train import Fields, conditioned, fold
+
+_DRAWS = 192
+_SPACING = 0.5  # in log(σ/α), of the flow's steps
+_BATCH = 64
+
+
+@torch.no_grad()
+def balance(
+    denoiser: NeuralDenoiser,
+    known: Fields,
+    learners: Sequence[NeuralDenoiser],
+    amplitude: Amplitude | None,
+    generator: torch.Generator,
+    progress: bool,
+) -> None:
+    """Take the β of the denoiser's own flow off its calibration's c.
+
+    Args:
+        denoiser: whose ``calibration`` is changed.
+        known: fields under whose conditions draws are made, from first to last; (N, channels, n).
+        learners: the k-th of K with a reference that the k-th part of the known fields has no part
+            in; without any, draws keep the power of the reference.
+        amplitude: K of the fields, the identity if not given.
+        generator: of the draws.
+        progress: show a progress bar.
+    """
+    octaves = Octaves(denoiser, amplitude)
+    parts = [known.x[fold(len(known.x), k, len(learners))] for k in range(len(learners))]
+    turning = [_Turning(*of, octaves) for of in zip(learners, parts, strict=True)]
+    told = known.at(torch.linspace(0, len(known.x) - 1, _DRAWS).round().long())
+    balanced = _Balanced(denoiser, told, octaves, turning)
+    flow = ProbabilityFlow(balanced, round(denoiser.process.schedule.span / _SPACING))
+    noise, memory = open_source(generator, _DRAWS), None
+    x = denoiser.process.field.sample((_DRAWS,), generator=noise)
+    steps = list(pairwise(flow.times))
+    for t, s in tqdm(steps, desc="balancing", leave=False, disable=not progress):
+        x, memory = flow.step(x, t, s, noise, memory)
+    beta = torch.stack(balanced.beta)  # (steps, channels, lmax + 1)
+    calibration = denoiser.calibration
+    log_noise = denoiser.process.log_noise(torch.tensor(flow.times[:-1]))
+    hats = (1 - (calibration.knots.cpu().double()[:, None] - log_noise).abs()).clamp(min=0)
+    share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
+    calibration.c.sub_(torch.tensordot(share, beta, dims=1).to(calibration.c))
+
+
+class Octaves:
+    """⟨v, w⟩_o, o = ⌈log₂(ℓ + 1)⌉, of the coefficients that a denoiser's network knows; float64."""
+
+    def __init__(self, denoiser: NeuralDenoiser, amplitude: Amplitude | None = None) -> None:
+        degree = denoiser.calibration.degree.cpu()
+        noise_std = denoiser.process.field.std_per_coefficient
+        self.of_degree = torch.tensor([ell.bit_length() for ell in range(int(degree.max()) + 1)])
+        self.amplitude = amplitude or Amplitude(torch.zeros(len(noise_std), 1))
+        self._octave, self._noise_std = self.of_degree[degree], noise_std.cpu().double()
+
+    def fields(self, reference: Reference, z: Tensor) -> Tensor:
+        """C^{-1/2} K x of standardised modes z, shape (samples, channels, n), on the CPU."""
+        x = self.amplitude.multiply(reference.coefficients(reference.std * z).cpu())
+        return (x / self._noise_std)[..., : len(self._octave)]
+
+    def sums(self, products: Tensor) -> Tensor:
+        """Σ over the coefficients of an octave, (…, n) to (…, octaves)."""
+        total = products.new_zeros(*products.shape[:-1], int(self.of_degree[-1]) + 1)
+        return total.index_add(-1, self._octave, products)
+
+    def of_modes(self, reference: Reference) -> Tensor:
+        """⟨e_j, e_j⟩_o of the unit vectors, shape (channels · octaves, modes)."""
+        ones = torch.eye(reference.std.numel()).to(reference.std)
+        parts = (part.unflatten(-1, reference.std.shape) for part in ones.split(_BATCH))
+        powers = [self.sums(self.fields(reference, part).square()) for part in parts]
+        return torch.cat(powers).flatten(1).T
+
+
+class _Turning:
+    """Σ ⟨z, T⟩_o over known fields, given a reference that they have no part in."""
+
+    def __init__(self, learner: NeuralDenoiser, x: Tensor, octaves: Octaves) -> None:
+        self.octaves, self.reference = octaves, learner.reference
+        self.y = self.reference.modes(x.to(learner.mean) - learner.mean) / self.reference.std
+        self.of_modes = octaves.of_modes(self.reference)
+
+    def at(self, t: Tensor | float) -> Tensor:
+        """Shape (channels, octaves)."""
+        cos, sin = self.reference.angle(t)
+        v, w = (self.octaves.fields(self.reference, turn * self.y) for turn in (cos, sin))
+        total = self.octaves.sums((v * w).sum(0))
+        noise = self.of_modes @ (cos * sin).flatten().cpu().double()
+        return total - len(self.y) * noise.view_as(total)
+
+
+class _Balanced(ResidualDenoiser):
+    """A denoiser less the β that these states show, which must be draws from first to last."""
+
+    def __init__(
+        self,
+        denoiser: NeuralDenoiser,
+        told: Fields,
+        octaves: Octaves,
+        turning: Sequence[_Turning],
+    ) -> None:
+        self.process = denoiser.process
+        self.denoiser, self.octaves, self.turning = denoiser, octaves, turning
+        self.parts = [slice(k, k + _BATCH) for k in range(0, len(told.x), _BATCH)]
+        self.told = [conditioned(denoiser, told.at(part)) for part in self.parts]
+        self.beta: list[Tensor] = []
+
+    @property
+    def reference(self) -> Reference:
+        return self.denoiser.reference
+
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        pairs = zip(self.told, self.parts, strict=True)
+        F = torch.cat([told.residual(z[part], t) for told, part in pairs])
+        az = self._added(torch.ones_like(self.denoiser.calibration.c[0]), z, t)
+        seen, lean, gain = (self.octaves.fields(self.reference, v) for v in (z, F, az))
+        lean, gain = (self.octaves.sums((seen * v).mean(0)) for v in (lean, gain))
+        beta = (lean - self._called_for(t)) / gain
+        self.beta.append(beta[..., self.octaves.of_degree])
+        return F - self._added(self.beta[-1].to(z), z, t)
+
+    def _called_for(self, t: Tensor | float) -> Tensor:
+        """E⟨z, T⟩_o of the known fields."""
+        total = sum((one.at(t) for one in self.turning), torch.zeros((), dtype=torch.float64))
+        return total / max(1, sum(len(one.y) for one in self.turning))
+
+    def _added(self, c: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
+        """What c, shape (channels, lmax + 1), adds to the output of the denoiser."""
+        reference, calibration = self.reference, self.denoiser.calibration
+        u = reference.mixed(z)
+        beyond = u.shape[-1] - len(calibration.degree)
+        cz = reference.unmixed(nn.functional.pad(c[..., calibration.degree], (0, beyond)) * u)
+        log_noise = self.process.log_noise(t).to(z).expand(len(z))
+        return calibration.modes(cz, torch.zeros_like(z), log_noise)
