@@ -42,7 +42,8 @@ from spherediff.sample import ProbabilityFlow
 from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, fold
 
-_DRAWS = 192
+_DRAWS = 384
+_LOWEST = 4  # degrees taken for one octave: each by itself has too few coefficients to tell
 _SPACING = 0.5  # in log(σ/α), of the flow's steps
 _BATCH = 64
 
@@ -87,12 +88,13 @@ def balance(
 
 
 class Octaves:
-    """⟨v, w⟩_o, o = ⌈log₂(ℓ + 1)⌉, of the coefficients that a denoiser's network knows; float64."""
+    """⟨v, w⟩_o of what a network knows, o of degrees 0–3, 4–7, 8–15 and so on; float64."""
 
     def __init__(self, denoiser: NeuralDenoiser, amplitude: Amplitude | None = None) -> None:
         degree = denoiser.calibration.degree.cpu()
         noise_std = denoiser.process.field.std_per_coefficient
-        self.of_degree = torch.tensor([ell.bit_length() for ell in range(int(degree.max()) + 1)])
+        lmax = int(degree.max())
+        self.of_degree = torch.tensor([(ell // _LOWEST).bit_length() for ell in range(lmax + 1)])
         self.amplitude = amplitude or Amplitude(torch.zeros(len(noise_std), 1))
         self._octave, self._noise_std = self.of_degree[degree], noise_std.cpu().double()
 
