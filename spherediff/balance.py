@@ -1,15 +1,15 @@
 """Draws that have the power of the known fields, octave by octave.
 
-The target of a denoiser's network is a conditional expectation, F = E[T | z], so that products of
-fields at noise level ψ have the same mean with F as with T: in every octave of degrees o,
+The target of a denoiser's network is a conditional expectation, F = E[T | z].  Along the flow
+a mode turns by dz/dψ = −F, and ψ of each by dψ = ρ ds with s = log(σ/α) and ρ = cos ψ sin ψ,
+so that an octave o of degrees of the draws loses power at twice the rate
 
-    E⟨z, F⟩_o = E⟨z, T⟩_o.
+    E⟨z, ρF⟩_o = E⟨z, ρT⟩_o,
 
-Along the probability flow dz/dψ = −F, and this is half the rate at which an octave of the draws
-loses power: a hundredth that is missing becomes several hundredths of the variance in the end.  So
-the flow is run, and
+if F is right; a hundredth that is missing becomes several hundredths of the variance in the end.
+So the flow is run, and
 
-    β_o = (E⟨z, F⟩_o − E⟨z, T⟩_o)/E⟨z, z⟩_o
+    β_o = (E⟨z, ρF⟩_o − E⟨z, ρT⟩_o)/E⟨z, ρz⟩_o
 
 is taken off as it goes, F ← F − βz: later levels are judged by draws that have it.
 
@@ -21,7 +21,7 @@ T needs known fields under references from others, not those that were fitted to
 their modes have more or less variance is the reference's error.  With z = cos ψ y + sin ψ ε and
 T = sin ψ y − cos ψ ε the noise averages to
 
-    E⟨z, T⟩_o = E⟨cos ψ y, sin ψ y⟩_o − Σ_j cos ψ_j sin ψ_j ⟨e_j, e_j⟩_o,    modes e_j,
+    E⟨z, ρT⟩_o = E⟨cos ψ y, ρ sin ψ y⟩_o − Σ_j ρ_j² ⟨e_j, e_j⟩_o,    modes e_j,
 
 which is zero for fields that have the law of the reference.
 """
@@ -42,9 +42,9 @@ from spherediff.sample import ProbabilityFlow
 from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, fold
 
-_DRAWS = 384
+_DRAWS = 256
 _LOWEST = 4  # degrees taken for one octave: each by itself has too few coefficients to tell
-_SPACING = 0.5  # in log(σ/α), of the flow's steps
+_SPACING = 0.25  # in log(σ/α), of the steps: twice that lets draws gain 2 % of their power
 _BATCH = 64
 
 
@@ -117,7 +117,7 @@ class Octaves:
 
 
 class _Turning:
-    """Σ ⟨z, T⟩_o over known fields, given a reference that they have no part in."""
+    """Σ ⟨z, ρT⟩_o over known fields, given a reference that they have no part in."""
 
     def __init__(self, learner: NeuralDenoiser, x: Tensor, octaves: Octaves) -> None:
         self.octaves, self.reference = octaves, learner.reference
@@ -127,9 +127,10 @@ class _Turning:
     def at(self, t: Tensor | float) -> Tensor:
         """Shape (channels, octaves)."""
         cos, sin = self.reference.angle(t)
-        v, w = (self.octaves.fields(self.reference, turn * self.y) for turn in (cos, sin))
+        rate, turns = cos * sin, (cos, cos * sin.square())
+        v, w = (self.octaves.fields(self.reference, turn * self.y) for turn in turns)
         total = self.octaves.sums((v * w).sum(0))
-        noise = self.of_modes @ (cos * sin).flatten().cpu().double()
+        noise = self.of_modes @ rate.square().flatten().cpu().double()
         return total - len(self.y) * noise.view_as(total)
 
 
@@ -157,14 +158,16 @@ class _Balanced(ResidualDenoiser):
         pairs = zip(self.told, self.parts, strict=True)
         F = torch.cat([told.residual(z[part], t) for told, part in pairs])
         az = self._added(torch.ones_like(self.denoiser.calibration.c[0]), z, t)
-        seen, lean, gain = (self.octaves.fields(self.reference, v) for v in (z, F, az))
+        cos, sin = self.reference.angle(t)
+        turning = (z, cos * sin * F, cos * sin * az)
+        seen, lean, gain = (self.octaves.fields(self.reference, v) for v in turning)
         lean, gain = (self.octaves.sums((seen * v).mean(0)) for v in (lean, gain))
         beta = (lean - self._called_for(t)) / gain
         self.beta.append(beta[..., self.octaves.of_degree])
         return F - self._added(self.beta[-1].to(z), z, t)
 
     def _called_for(self, t: Tensor | float) -> Tensor:
-        """E⟨z, T⟩_o of the known fields."""
+        """E⟨z, ρT⟩_o of the known fields."""
         total = sum((one.at(t) for one in self.turning), torch.zeros((), dtype=torch.float64))
         return total / max(1, sum(len(one.y) for one in self.turning))
 

@@ -33,7 +33,7 @@ from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
 from spherediff.train import Fields, TrainConfig, train
 
-_CALIBRATION = 24  # times that of a judgement
+_CALIBRATION = 30  # times that of a judgement
 
 
 class Emulator(Protocol):
