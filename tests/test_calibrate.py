@@ -379,17 +379,22 @@ def test_power_is_that_of_maps_with_the_amplitude_multiplied_back() -> None:
     assert (ratios["with"][0] - 1).abs().max() < 0.09
 
 
-def test_modes_count_when_they_turn() -> None:
-    """Known fields vary more than the reference says in strong modes, less in weak ones."""
-    strong = torch.arange(64) % 2 == 0
-    variance = torch.where(strong, 4.0, 0.5).double().expand(CHANNELS, 64)
+def test_modes_count_when_they_turn(monkeypatch) -> None:
+    """The few strong modes of known fields vary more than the reference says, half the power.
+
+    Were modes to count alike whether they turn or not, draws would have 2 % too little power.
+    """
+    strong = torch.arange(64) % 10 == 0
+    variance = torch.where(strong, 10.0, 1.0).double().expand(CHANNELS, 64)
     generator = torch.Generator().manual_seed(35)
-    x = torch.randn(1000, CHANNELS, 64, generator=generator, dtype=torch.float64)
-    x = (torch.where(strong, 1.5, 0.3) * variance).sqrt() * x
+    x = torch.randn(16000, CHANNELS, 64, generator=generator, dtype=torch.float64)
+    x = (torch.where(strong, 1.6, 1.0) * variance).sqrt() * x
     denoiser = denoiser_of(Silent(), variance)
+    monkeypatch.setattr("spherediff.balance._DRAWS", 4000)
     balance(denoiser, Fields.of(x), (denoiser,), None, generator, progress=False)
-    drawn = ProbabilityFlow(denoiser, steps=48).sample((1000,), generator=generator)
-    assert (octave_power(drawn) / octave_power(x) - 1).abs().max() < 0.05
+    drawn = ProbabilityFlow(denoiser, steps=48).sample((16000,), generator=generator)
+    error = float((octave_power(drawn) / octave_power(x))[1].mean() - 1)
+    assert abs(error) < 0.012  # noise 0.0035
 
 
 @pytest.mark.parametrize("log_noise", [-1.0, 0.5])
