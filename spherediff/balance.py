@@ -11,7 +11,8 @@ So the flow is run, and
 
     β_o = (E⟨z, ρF⟩_o − E⟨z, ρT⟩_o)/E⟨z, ρz⟩_o
 
-is taken off as it goes, F ← F − βz: later levels are judged by draws that have it.
+is taken off as it goes, F ← F − βz: later levels are judged by draws that have it.  It runs under
+the conditions of the known fields: held-out ones may be of a part of the year that is calmer.
 
 ⟨v, w⟩_o is over the coefficients of K v and K w, in units of the noise, K the local amplitude
 (:mod:`spherediff.data.amplitude`): the power that maps have, which a network that sees fields
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from spherediff import harmonics
 from spherediff.data.amplitude import Amplitude
 from spherediff.denoise import NeuralDenoiser, ResidualDenoiser
 from spherediff.reference import Reference
@@ -91,28 +93,28 @@ class Octaves:
     """⟨v, w⟩_o of what a network knows, o of degrees 0–3, 4–7, 8–15 and so on; float64."""
 
     def __init__(self, denoiser: NeuralDenoiser, amplitude: Amplitude | None = None) -> None:
-        degree = denoiser.calibration.degree.cpu()
-        noise_std = denoiser.process.field.std_per_coefficient
-        lmax = int(degree.max())
-        self.of_degree = torch.tensor([(ell // _LOWEST).bit_length() for ell in range(lmax + 1)])
-        self.amplitude = amplitude or Amplitude(torch.zeros(len(noise_std), 1))
-        self._octave, self._noise_std = self.of_degree[degree], noise_std.cpu().double()
+        channels, degrees = denoiser.calibration.c.shape[1:]
+        self.of_degree = torch.tensor([(ell // _LOWEST).bit_length() for ell in range(degrees)])
+        self.amplitude = amplitude or Amplitude(torch.zeros(channels, 1))
+        self._noise_std = denoiser.process.field.std_per_coefficient.cpu().double()
 
     def fields(self, reference: Reference, z: Tensor) -> Tensor:
         """C^{-1/2} K x of standardised modes z, shape (samples, channels, n), on the CPU."""
-        x = self.amplitude.multiply(reference.coefficients(reference.std * z).cpu())
-        return (x / self._noise_std)[..., : len(self._octave)]
+        x = reference.coefficients(reference.std * z).cpu()
+        a = torch.cat([self.amplitude.multiply(part) for part in x.split(_BATCH)])
+        return (a / self._noise_std)[..., : len(self.of_degree) ** 2]
 
     def sums(self, products: Tensor) -> Tensor:
         """Σ over the coefficients of an octave, (…, n) to (…, octaves)."""
         total = products.new_zeros(*products.shape[:-1], int(self.of_degree[-1]) + 1)
-        return total.index_add(-1, self._octave, products)
+        return total.index_add(-1, self.of_degree, harmonics.sum_orders(products))
 
     def of_modes(self, reference: Reference) -> Tensor:
         """⟨e_j, e_j⟩_o of the unit vectors, shape (channels · octaves, modes)."""
-        ones = torch.eye(reference.std.numel()).to(reference.std)
-        parts = (part.unflatten(-1, reference.std.shape) for part in ones.split(_BATCH))
-        powers = [self.sums(self.fields(reference, part).square()) for part in parts]
+        std, powers = reference.std, []
+        for part in torch.arange(std.numel(), device=std.device).split(_BATCH):
+            e = nn.functional.one_hot(part, std.numel()).to(std).unflatten(-1, std.shape)
+            powers.append(self.sums(self.fields(reference, e).square()))
         return torch.cat(powers).flatten(1).T
 
 
