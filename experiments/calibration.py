@@ -5,8 +5,11 @@
 The archive has a variable `test(time)` that is 1 in the years that were neither trained nor tuned
 on.  As many maps as there are test maps are drawn for the same days and from the same noise,
 without the calibration that the model was saved with and with it, and scored against the test maps.
-The first rows are the power of octaves of degrees, of draws over that of test maps; then come the
-rows of the scorecard that calibration changes by a twentieth or more, or that differ either way.
+The first rows are the mean of the leading modes, which is to be that of the known maps, in standard
+deviations, and the power of octaves of degrees, over that of test maps; then come the rows of the
+scorecard that calibration changes by a twentieth or more, or that differ either way.
+
+The bundled winds are `spherediff/data/navy-winds.nc`, and `make demo` trains a model of them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from spherediff import data, harmonics, metrics
 from spherediff.metrics import Row, octaves
 from spherediff.model import Model
 
+_GROUPS = 4  # of the 1, 3, 12 and 48 strongest modes
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
@@ -35,13 +40,21 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def anomalies(model: Model, ds: xr.Dataset, options: argparse.Namespace) -> Tensor:
-    """Of draws for the dates of an archive."""
+def draw(model: Model, ds: xr.Dataset, options: argparse.Namespace) -> Tensor:
+    """For the dates of an archive."""
     generator = torch.Generator().manual_seed(options.seed)
-    x = model.sample(
+    return model.sample(
         ds.sizes["time"], generator=generator, time=ds.time, steps=options.steps, progress=True
     )
-    return model.encoder.anomalies(x)
+
+
+def means(model: Model, x: Tensor) -> list[float]:
+    """Root mean square, in each group of modes, of their means in standard deviations."""
+    reference, group = model.denoiser.reference, model.denoiser.calibration.group
+    mean = (reference.modes((x - model.denoiser.mean).mean(0)) / reference.std)[
+        ..., : group.shape[-1]
+    ]
+    return [float(mean[group == g].square().mean().sqrt()) for g in range(_GROUPS)]
 
 
 def power_ratios(drawn: Tensor, real: Tensor) -> list[list[float]]:
@@ -70,16 +83,23 @@ def main() -> None:
     archive = data.open(options.archive, list(names))
     known, test = (archive.isel(time=archive.test.values == k) for k in (0, 1))
     real, learnt = (model.encoder.anomalies(model.encoder.encode(ds)) for ds in (test, known))
-    calibrated = anomalies(model, test, options)
+    calibrated = draw(model, test, options)
     model.denoiser.calibration.reset()
-    draws = {"without": anomalies(model, test, options), "with": calibrated}
+    pair = draw(model, test, options), calibrated
+    anomalies = [model.encoder.anomalies(x) for x in pair]
     rows = []
-    for x in draws.values():
+    for x in anomalies:
         generator = torch.Generator().manual_seed(options.seed)
         rows.append(metrics.scorecard(x, real, learnt, names=names, generator=generator).rows)
     print(f"\n{options.model}, {options.steps} steps; {platform.machine()}, {os.cpu_count()} cores")
     print("\n|  | without | with |\n|---|--:|--:|")
-    without, with_it = (power_ratios(x, real) for x in draws.values())
+    for g, (before, after) in enumerate(zip(*(means(model, x) for x in pair), strict=True)):
+        count = int((model.denoiser.calibration.group == g).sum())
+        print(
+            f"| mean of {'the' if g == 0 else 'the next'} {count} strongest modes, noise ", end=""
+        )
+        print(f"{len(real) ** -0.5:.2f} | {before:.2f} | {after:.2f} |")
+    without, with_it = (power_ratios(x, real) for x in anomalies)
     for name, before, after in zip(names, without, with_it, strict=True):
         for (low, high), p, q in zip(octaves(model.encoder.lmax), before, after, strict=True):
             print(f"| {name}: power of degrees {low} to {high} | {p:.3f} | {q:.3f} |")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spherediff import calibrate as calibrating
 from spherediff import harmonics
-from spherediff.balance import Octaves, _Turning, balance
+from spherediff.balance import Octaves, _beyond_noise, _Turning, balance
 from spherediff.calibrate import calibrate
 from spherediff.calibration import Calibration
 from spherediff.covariance import Covariance
@@ -86,7 +86,7 @@ def test_no_correction_changes_no_bit() -> None:
     F, z = torch.randn(2, 5, CHANNELS, 64, generator=torch.Generator().manual_seed(0))
     s = torch.linspace(-9, 9, 5)
     assert torch.equal(corrected(calibration, F, z, s), F)
-    for table in (calibration.a, calibration.b, calibration.c):
+    for table in (calibration.a, calibration.b, calibration.c, calibration.d):
         table.fill_(3.0)
         assert not torch.equal(corrected(calibration, F, z, s), F)
         calibration.reset()
@@ -96,7 +96,7 @@ def test_no_correction_changes_no_bit() -> None:
 def test_tables_are_interpolated_between_knots_and_constant_beyond() -> None:
     generator = torch.Generator().manual_seed(1)
     calibration = Calibration(shuffled_variances(1))
-    for table in (calibration.a, calibration.b, calibration.c):
+    for table in calibration.state_dict().values():
         table.copy_(torch.randn(table.shape, generator=generator))
     s = torch.tensor([-7.0, -3.0, -2.75, -0.4, 0.0, 1.5, 2.999, 3.0, 40.0], dtype=torch.float64)
     F, z = torch.randn(2, 3, len(s), CHANNELS, 64, generator=generator, dtype=torch.float64)
@@ -105,11 +105,17 @@ def test_tables_are_interpolated_between_knots_and_constant_beyond() -> None:
     for c in range(CHANNELS):
         for i, ell in enumerate(harmonics.degrees(LMAX)):
             g = int(calibration.group[c, i])
-            tables = (calibration.a[:, g], calibration.b[:, g], calibration.c[:, c, ell])
-            at_a, at_b, at_c = (
+            tables = (
+                calibration.a[:, g],
+                calibration.b[:, g],
+                calibration.c[:, c, ell],
+                calibration.d[:, c, i],
+            )
+            at_a, at_b, at_c, at_d = (
                 torch.from_numpy(np.interp(s.numpy(), knots, table.numpy())) for table in tables
             )
-            expected = at_a * (F[..., c, i] + at_c * z[..., c, i]) + at_b * z[..., c, i]
+            Fi, zi = F[..., c, i], z[..., c, i]
+            expected = at_a * (Fi + at_c * zi + at_d) + at_b * zi
             torch.testing.assert_close(found[..., c, i], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -128,14 +134,14 @@ def test_a_denoiser_corrects_the_modes_that_its_network_knows(table) -> None:
 
 
 def test_modes_are_corrected_as_modes_and_fields_as_fields() -> None:
-    """F = 0 becomes E (a Eᵀ c + b Eᵀ) u, S = E diag(r) Eᵀ the covariance of coefficients u."""
+    """F = 0 becomes E (a Eᵀ (cu + d) + b Eᵀ u), S = E diag(r) Eᵀ the covariance of u."""
     generator = torch.Generator().manual_seed(14)
     diagonal = 0.3 + torch.rand(CHANNELS, 64, generator=generator, dtype=torch.float64)
     factor = torch.randn(3, CHANNELS, 64, generator=generator, dtype=torch.float64)
     whole = denoiser_of(Silent())
     denoiser = NeuralDenoiser(whole.process, Silent(), whole.mean, Covariance(diagonal, factor))
     calibration, reference = denoiser.calibration, denoiser.reference
-    for table in (calibration.a, calibration.b, calibration.c):
+    for table in calibration.state_dict().values():
         table.copy_(torch.randn(table.shape[1:], generator=generator).expand_as(table))
     z = torch.randn(5, CHANNELS, 64, generator=generator, dtype=torch.float64)
     found = reference.mixed(denoiser.residual(z, 0.5)).flatten(1)
@@ -145,7 +151,7 @@ def test_modes_are_corrected_as_modes_and_fields_as_fields() -> None:
     a, b = calibration.a[0, group], calibration.b[0, group]
     c = calibration.c[0][:, harmonics.degrees(LMAX)].flatten()
     u = reference.mixed(z).flatten(1)
-    expected = ((c * u) @ E * a + u @ E * b) @ E.T
+    expected = ((c * u + calibration.d[0].flatten()) @ E * a + u @ E * b) @ E.T
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -188,7 +194,7 @@ def test_draws_get_the_variance_of_the_reference_whatever_that_of_the_held_out_f
     assert float((spoilt / start).mean()) > 1.1
     generator = torch.Generator().manual_seed(4)
     x = math.sqrt(r) * torch.randn(20, CHANNELS, 64, generator=generator, dtype=torch.float64)
-    calibrate(denoiser, x, x)
+    calibrate(denoiser, x - x.mean(0), x)
     lean = 0.1 + 0.02 * denoiser.calibration.knots
     expected = -lean[:, None].expand_as(denoiser.calibration.b)
     torch.testing.assert_close(denoiser.calibration.b, expected, rtol=1e-6, atol=0)
@@ -310,7 +316,7 @@ def test_draws_of_a_calibrated_network_have_the_variance_of_the_reference() -> N
     x = 3 * torch.randn(8, CHANNELS, 64, generator=generator, dtype=torch.float64)
     regress(denoiser, x)
     alone = (growth() - 1).abs()
-    calibrate(denoiser, x, x)
+    calibrate(denoiser, x - x.mean(0), x)
     assert (growth() - 1).abs().max() < 0.03
     assert alone.max() > 0.04
 
@@ -426,6 +432,63 @@ def test_what_known_fields_call_for_is_their_mean_over_noise(log_noise) -> None:
     assert (called_for.abs() > 15 * error).any()
 
 
+class Astray(nn.Module):
+    """F = tanh²(z)/5 + g(s) pulls every coefficient of degrees 4 to 7 of one channel one way."""
+
+    def forward(self, u: Tensor, w: Tensor, log_noise: Tensor) -> Tensor:
+        pull = 0.2 * u.tanh().square() + 0.2 - 0.05 * log_noise.clamp(-3, 3)[:, None, None]
+        one = torch.zeros_like(u)
+        one[..., 0, 16:] = 1
+        return pull * one
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_draws_have_the_mean_of_known_fields(correlated) -> None:
+    """Which is half a standard deviation in the second channel, though the reference says zero."""
+    variance = torch.full((CHANNELS, 64), 1.5, dtype=torch.float64)
+    covariance = Covariance(variance)
+    if correlated:
+        generator = torch.Generator().manual_seed(40)
+        factor = torch.randn(4, CHANNELS, 64, generator=generator, dtype=torch.float64)
+        covariance = Covariance(variance, factor)
+    whole = denoiser_of(Silent())
+    denoiser = NeuralDenoiser(whole.process, Astray(), whole.mean, covariance)
+    shift = torch.zeros(CHANNELS, 64, dtype=torch.float64)
+    shift[1] = 0.5 * 1.5**0.5
+    known = Fields.of(shift + torch.tensor([-1.0, 1.0]).double()[:, None, None] * torch.ones(64))
+    generator = torch.Generator().manual_seed(41)
+
+    def drawn() -> Tensor:
+        x = ProbabilityFlow(denoiser, steps=48).sample((2000,), generator=generator)
+        reference = denoiser.reference
+        off = reference.modes(x - shift) / reference.std
+        return off.mean(0).square().mean(-1) * 2000  # 1 if there is noise alone, by channel
+
+    assert drawn().min() > 50
+    balance(denoiser, known, (), None, generator, progress=False)
+    # the noise of 256 draws, less what is known of it, is what 2000 can show
+    assert drawn().max() < 5
+
+
+def test_a_mean_that_is_right_is_left_alone() -> None:
+    """By 2e-5 here; by 6e-4 if noise were not shrunk, and 1e-3 if that of z were taken for F's."""
+    denoiser = denoiser_of(Growing())
+    known = Fields.of(torch.zeros(8, CHANNELS, 64, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(42)
+    balance(denoiser, known, (), None, generator, progress=False)
+    assert float(denoiser.calibration.d.square().sum(-1).max()) < 2e-4
+
+
+def test_means_are_shrunk_by_the_share_of_noise_in_their_group() -> None:
+    group = torch.tensor([[0, 1, 1], [1, 2, 2]])
+    mean = torch.tensor([[0.1, 3.0, 0.0, 7.0], [4.0, 0.1, -0.1, 7.0]], dtype=torch.float64)
+    variance = torch.tensor([[0.001, 2.0, 2.5, 1.0], [0.5, 0.2, 0.2, 1.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.09, 2.4, 0.0, 0.0], [3.2, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(_beyond_noise(mean, variance, group), expected)
+    nothing = torch.zeros_like(mean)
+    assert not _beyond_noise(nothing, nothing, group).any()
+
+
 # --- its use ----------------------------------------------------------------------------------
 
 
@@ -458,7 +521,7 @@ def test_draws_are_balanced_under_the_conditions_of_known_fields() -> None:
     x = torch.randn(20, CHANNELS, 64, generator=generator, dtype=torch.float64)
     held_out = Fields(x, torch.zeros(20, 1, dtype=torch.float64))
     for condition in (1.0, 2.0):
-        known = Fields(x, torch.full((20, 1), condition, dtype=torch.float64))
+        known = Fields(x - x.mean(0), torch.full((20, 1), condition, dtype=torch.float64))
         calibrate(denoiser, known, held_out)
         assert denoiser.calibration.b.abs().max() < 1e-12
         expected = torch.full_like(denoiser.calibration.c, -0.1 * condition)
@@ -490,10 +553,10 @@ def test_fitting_twice_gives_the_same_bits() -> None:
     calibrate(denoiser, fields, fields)
     first = copy.deepcopy(denoiser.calibration)
     calibrate(denoiser, fields, fields)
-    for name in "abc":
+    for name in "abcd":
         assert torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
     calibrate(denoiser, fields, fields, seed=1)
-    for name in "abc":
+    for name in "abcd":
         assert not torch.equal(getattr(denoiser.calibration, name), getattr(first, name))
 
 

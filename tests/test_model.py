@@ -294,7 +294,7 @@ def test_training_ends_with_a_calibration_that_survives_saving(tmp_path: Path) -
     assert len(calibration.group.unique()) == 4  # 2·9 modes: 1, 3, 12 and the last 2
     known, held_out = (harmonics.resize(fields, 2) for fields in (known, held_out))
     calibrate(learner, known, held_out, learners=model.learners(known), amplitude=encoder.amplitude)
-    for name in "abc":
+    for name in "abcd":
         assert torch.equal(getattr(learner.calibration, name), getattr(calibration, name))
         assert (getattr(calibration, name) != getattr(Calibration(torch.ones(2, 9)), name)).any()
     model.save(tmp_path / "model")
@@ -473,7 +473,7 @@ def test_damaged_models_are_refused(saved, keep) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 9"),
+        (lambda d: d.update(format=99), "format 99, this version of spherediff reads 10"),
         (lambda d: d["network"].update(lmax=7), "lmax 7, but an encoder for 2 at lmax 4"),
         (lambda d: d["network"].update(channels=1), "for 1 channel.*encoder for 2"),
         (lambda d: d["network"].update(width=5), "belong to another network"),
