@@ -94,7 +94,7 @@ def balance(
     hats = (1 - (calibration.knots.cpu().double()[:, None] - log_noise).abs()).clamp(min=0)
     share = hats / hats.sum(1, keepdim=True).clamp(min=1e-9)  # of no step, if the flow begins later
     for table, off in ((calibration.c, balanced.beta), (calibration.d, balanced.offset)):
-        table.sub_(torch.tensordot(share, torch.stack(off).double(), dims=1).to(table))
+        table.sub_(torch.tensordot(share, torch.stack(off).cpu().double(), dims=1).to(table))
 
 
 class Octaves:
