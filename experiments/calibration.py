@@ -95,10 +95,8 @@ def main() -> None:
     print("\n|  | without | with |\n|---|--:|--:|")
     for g, (before, after) in enumerate(zip(*(means(model, x) for x in pair), strict=True)):
         count = int((model.denoiser.calibration.group == g).sum())
-        print(
-            f"| mean of {'the' if g == 0 else 'the next'} {count} strongest modes, noise ", end=""
-        )
-        print(f"{len(real) ** -0.5:.2f} | {before:.2f} | {after:.2f} |")
+        name = "mean of the strongest mode" if g == 0 else f"means of the next {count} modes"
+        print(f"| {name}, noise {len(real) ** -0.5:.2f} | {before:.2f} | {after:.2f} |")
     without, with_it = (power_ratios(x, real) for x in anomalies)
     for name, before, after in zip(names, without, with_it, strict=True):
         for (low, high), p, q in zip(octaves(model.encoder.lmax), before, after, strict=True):
