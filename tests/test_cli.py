@@ -78,6 +78,18 @@ def failure(capsys, *arguments):
 # ---- help ----
 
 
+def test_train_has_the_defaults_of_the_library():
+    """They are written down twice, so that --help need not import it."""
+    from spherediff.cli.train import Train
+    from spherediff.nn import OperatorConfig
+    from spherediff.train import TrainConfig
+
+    command = Train(("navy-winds",), Path("model"))
+    assert command._config() == TrainConfig()
+    network = OperatorConfig(command.lmax, 1)
+    assert OperatorConfig(command.lmax, 1, **vars(command.network)) == network
+
+
 def test_the_entry_point_teaches():
     entry = Path(sys.executable).with_name("spherediff")
     done = subprocess.run([entry, "--help"], capture_output=True, text=True, check=True)

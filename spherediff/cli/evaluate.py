@@ -39,7 +39,7 @@ class Evaluate:
     For example:
       spherediff evaluate samples.nc navy-winds --climatology monthly
       spherediff evaluate samples.nc test.nc --training train.nc --lmax 31 --output card.json
-      spherediff evaluate rain.nc daily.nc --transform pr=log1p:0.5 --climatology harmonics:3
+      spherediff evaluate rain.nc daily.nc --transform pr=sqrt --climatology harmonics:3
 
     Attributes:
         samples: file of generated maps, NetCDF, Zarr or FITS.
@@ -47,7 +47,7 @@ class Evaluate:
         training: files or bundled archive that the model was trained on.
         lmax: compare up to this degree; by default what the samples were generated with, or the
             highest that all grids support.
-        transform: compare transformed values, such as pr=log1p:0.5, pr=sqrt or pr=quantile:0.
+        transform: compare transformed values, such as pr=sqrt, pr=log1p:0.5 or pr=quantile:0.
         climatology: removed from all maps: none, constant, monthly, or harmonics:K of the year.
         resamples: of the bootstrap behind the intervals.
         seed: of all random draws.

@@ -59,7 +59,7 @@ class Train:
 
     For example, the bundled winds; daily rain; and going on after Ctrl-C or a crash:
       spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model
-      spherediff train daily.nc --variables pr --lmax 47 --transform pr=log1p:0.5 \
+      spherediff train daily.nc --variables pr --lmax 47 --transform pr=sqrt \
           --climatology harmonics:2 --steps 4000 --output rain-model
       spherediff train navy-winds --lmax 31 --climatology monthly --output winds-model --resume
 
@@ -78,8 +78,9 @@ class Train:
             anomalies are divided by is resolved; it is used for a variable if that makes held-out
             samples likelier. 0 for the same everywhere, which keeps the spectrum exact at degrees
             that are not learnt.
-        transform: what makes a variable more nearly Gaussian: VARIABLE=log1p:SCALE,
-            VARIABLE=sqrt, or VARIABLE=quantile:MINIMUM.
+        transform: what makes a variable more nearly Gaussian: VARIABLE=sqrt, VARIABLE=log1p:SCALE,
+            or VARIABLE=quantile:MINIMUM.  The square root keeps more of the amount of rain than the
+            logarithm if much of it falls at scales beyond lmax.
         climatology: what is removed before and added again afterwards: none, constant, monthly,
             or harmonics:K of the year.  With monthly and harmonics the model is told the season.
         label: what else the model is told of each map, a coordinate of the archive: NAME=scalar
