@@ -50,10 +50,8 @@ def draw(model: Model, ds: xr.Dataset, options: argparse.Namespace) -> Tensor:
 
 def means(model: Model, x: Tensor) -> list[float]:
     """Root mean square, in each group of modes, of their means in standard deviations."""
-    reference, group = model.denoiser.reference, model.denoiser.calibration.group
-    mean = (reference.modes((x - model.denoiser.mean).mean(0)) / reference.std)[
-        ..., : group.shape[-1]
-    ]
+    group = model.denoiser.calibration.group
+    mean = model.denoiser.reference.standardise_clean(x.mean(0))[..., : group.shape[-1]]
     return [float(mean[group == g].square().mean().sqrt()) for g in range(_GROUPS)]
 
 

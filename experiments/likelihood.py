@@ -66,7 +66,7 @@ def denoising_gain(denoiser: NeuralDenoiser, x: Tensor, steps: int, seed: int) -
     """Lower bound of log p(x) − log dN(μ, S)(x), midpoints of even steps in log noise; float64."""
     process, reference = denoiser.process, denoiser.reference
     generator = torch.Generator().manual_seed(seed)
-    y = reference.modes(x - reference.mean) / reference.std
+    y = reference.standardise_clean(x)
     low, high = process.schedule.log_snr_range
     width = (high - low) / steps
     gain = torch.zeros(len(x), dtype=torch.float64)

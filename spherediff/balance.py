@@ -81,8 +81,8 @@ def balance(
     parts = [known.x[fold(len(known.x), k, len(learners))] for k in range(len(learners))]
     turning = [_Turning(*of, octaves) for of in zip(learners, parts, strict=True)]
     told = known.at(torch.linspace(0, len(known.x) - 1, _DRAWS).round().long())
-    mean = denoiser.reference.modes(known.x.to(denoiser.mean).mean(0) - denoiser.mean)
-    balanced = _Balanced(denoiser, told, octaves, turning, mean / denoiser.reference.std)
+    mean = denoiser.reference.standardise_clean(known.x.to(denoiser.mean).mean(0))
+    balanced = _Balanced(denoiser, told, octaves, turning, mean)
     flow = ProbabilityFlow(balanced, round(denoiser.process.schedule.span / _SPACING))
     noise, memory = open_source(generator, _DRAWS), None
     x = denoiser.process.field.sample((_DRAWS,), generator=noise)
@@ -131,7 +131,7 @@ class _Turning:
 
     def __init__(self, learner: NeuralDenoiser, x: Tensor, octaves: Octaves) -> None:
         self.octaves, self.reference = octaves, learner.reference
-        self.y = self.reference.modes(x.to(learner.mean) - learner.mean) / self.reference.std
+        self.y = self.reference.standardise_clean(x.to(learner.mean))
         self.of_modes = octaves.of_modes(self.reference)
 
     def at(self, t: Tensor | float) -> Tensor:

@@ -165,7 +165,7 @@ def log_density_ratio(
 
     events = len(process.event_shape)
     trace = trace.opened(x.shape[: x.ndim - events].numel())
-    z = reference.modes(x - reference.mean) / reference.std
+    z = reference.standardise_clean(x)
     F, integral = torch.zeros_like(z), _sum(torch.zeros_like(z), events)
     for t, (turn, following) in zip(times, pairwise(turns), strict=True):
         F_ahead = denoiser.residual(z - turn * F, t)

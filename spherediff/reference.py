@@ -98,6 +98,10 @@ class Reference:
         """X_0 = μ + √v y."""
         return self.mean + self.coefficients(self.std * y)
 
+    def standardise_clean(self, x: Tensor) -> Tensor:
+        """y = (X_0 − μ)/√v, the inverse of :meth:`clean`; v > 0."""
+        return self.modes(x - self.mean) / self.std
+
     def linear(self, z: Tensor, t: Tensor | float) -> Tensor:
         """w − μ = √v cos ψ z, what the best linear denoiser makes of z."""
         return self.coefficients(self.angle(t).cos * self.std * z)
@@ -110,7 +114,7 @@ class Reference:
     def residual(self, m: Tensor, z: Tensor, t: Tensor | float) -> Tensor:
         """F = ((m − μ)/√v − cos ψ z)/sin ψ, the inverse of :meth:`estimate`; v > 0, t > 0."""
         cos, sin = self.angle(t)
-        return (self.modes(m - self.mean) / self.std - cos * z) / sin
+        return (self.standardise_clean(m) - cos * z) / sin
 
 
 class CorrelatedReference(Reference):

@@ -86,7 +86,7 @@ def test_no_correction_changes_no_bit() -> None:
     F, z = torch.randn(2, 5, CHANNELS, 64, generator=torch.Generator().manual_seed(0))
     s = torch.linspace(-9, 9, 5)
     assert torch.equal(corrected(calibration, F, z, s), F)
-    for table in (calibration.a, calibration.b, calibration.c, calibration.d):
+    for table in calibration.state_dict().values():
         table.fill_(3.0)
         assert not torch.equal(corrected(calibration, F, z, s), F)
         calibration.reset()

@@ -57,6 +57,7 @@ def test_inverses(kind: int, t: float) -> None:
     x = normal(5, 2, 16, seed=3)
     z = reference.standardise(x, t)
     torch.testing.assert_close(reference.state(z, t), x)
+    torch.testing.assert_close(reference.clean(reference.standardise_clean(x)), x)
     m = normal(5, 2, 16, seed=4)
     torch.testing.assert_close(reference.estimate(reference.residual(m, z, t), z, t), m)
     torch.testing.assert_close(reference.unmixed(reference.mixed(z)), z)
