@@ -76,7 +76,7 @@ def main() -> None:
     labels = data.Labels.seasonal(encoder.climatology)
     fields = [Fields(encoder.encode(ds), labels.encode(ds, ds.sizes["time"])) for ds in parts]
     network = OperatorConfig(LOW, 1)
-    model = Model.build(encoder, fields[0].x, labels=labels, network=network)
+    model = Model.build(encoder, fields[0], labels=labels, network=network)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(steps=options.steps)
         result = model.train(fields[0], fields[1], config, folder)

@@ -114,7 +114,7 @@ def main() -> None:
     encoded = (encoder.encode_training(training), *map(encoder.encode, parts[1:]))
     told = (labels.encode(ds, ds.sizes["time"]) for ds in parts)
     fields = list(map(Fields, encoded, told))
-    model = Model.build(encoder, fields[0].x, labels=labels, network=NETWORK, seed=options.seed)
+    model = Model.build(encoder, fields[0], labels=labels, network=NETWORK, seed=options.seed)
     began = time.perf_counter()
     config = TrainConfig(steps=options.steps, seed=options.seed)
     resume = (options.work / CHECKPOINT).exists()

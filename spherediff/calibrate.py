@@ -16,7 +16,8 @@ change little.  Nothing is taken from the held-out fields' own variance: the ref
 many more.
 
 Draws are not held-out fields with noise: what is still wrong adds up along the flow, and is taken
-off as it goes (:mod:`spherediff.balance`).
+off as it goes (:mod:`spherediff.balance`).  Before all that, the network's labels are amplified
+until draws depend on them as the known fields do (:mod:`spherediff.response`).
 
 Modes count by their variance in the fields.  Else those in which the data hardly vary would decide:
 they are the most, and what a short archive says of them is the least reliable.
@@ -33,6 +34,7 @@ from tqdm.auto import tqdm
 from spherediff.balance import balance
 from spherediff.data.amplitude import Amplitude
 from spherediff.denoise import NeuralDenoiser
+from spherediff.response import respond
 from spherediff.train import Fields, conditioned, residual_target
 
 _PRIOR = 0.1  # τ
@@ -53,6 +55,8 @@ def calibrate(
 ) -> None:
     """Fit the calibration of a trained denoiser, in place; what it was before is forgotten.
 
+    Its network is changed in one thing, in what it makes of labels.
+
     Args:
         denoiser: whose ``calibration`` is fitted.
         known: fields that were trained on, shape (N, channels, n), or with conditions.
@@ -66,6 +70,7 @@ def calibrate(
     """
     denoiser.calibration.reset()
     generator = torch.Generator().manual_seed(seed)
+    respond(denoiser, Fields.of(known), generator, progress)
     _regress(denoiser, Fields.of(held_out), generator, progress)
     balance(denoiser, Fields.of(known), learners, amplitude, generator, progress)
 

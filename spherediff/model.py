@@ -85,7 +85,7 @@ class Model:
     def build(
         cls,
         encoder: Encoder,
-        coefficients: Tensor,
+        fields: Tensor | Fields,
         *,
         labels: Labels | None = None,
         network: OperatorConfig | None = None,
@@ -97,7 +97,7 @@ class Model:
 
         Args:
             encoder: what made the coefficients.
-            coefficients: the training fields, shape (N, channels, n).
+            fields: those to train on, shape (N, channels, n), or with their labels.
             labels: what the network is told; by default the season if the climatology varies with
                 the time of the year, else nothing.
             network: size of the network; for the encoder's lmax and channels if not given.  Its
@@ -112,6 +112,7 @@ class Model:
             ValueError: fewer than two fields, fields without variance, or shapes that do not fit.
         """
         expected = (len(encoder.names), harmonics.count(encoder.lmax))
+        coefficients, condition = Fields.of(fields)
         if coefficients.ndim != 3 or tuple(coefficients.shape[1:]) != expected:
             raise ValueError(
                 f"expected coefficients of shape (N, {expected[0]}, {expected[1]}), "
@@ -120,7 +121,7 @@ class Model:
         mean, variance, spectrum = archive_moments(coefficients)
         labels = Labels.seasonal(encoder.climatology) if labels is None else labels
         network = network or OperatorConfig(encoder.lmax, len(encoder.names))
-        static = static_fields(encoder, coefficients, network.lmax)
+        static = static_fields(encoder, coefficients, condition, network.lmax)
         network = replace(network, conditions=labels.size, static=len(static))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

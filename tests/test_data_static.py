@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from spherediff import harmonics
-from spherediff.data import Encoder, Harmonics, NoClimatology
+from spherediff.data import Encoder, Harmonics, Labels, NoClimatology
 from spherediff.data.amplitude import Amplitude
 from spherediff.data.static import amplitude_fields, static_fields
 from spherediff.grids import GaussLegendre
@@ -54,7 +54,8 @@ def test_static_fields_are_the_moments_of_each_place(lmax: int) -> None:
     encoder = Encoder.fit(
         ds, lmax=LMAX, climatology=Harmonics(1), amplitude_degree=4
     )  # all of which has to be undone
-    found = static_fields(encoder, encoder.encode(ds), lmax).double()
+    told = Labels.seasonal(encoder.climatology).encode(ds, COUNT)  # 1 and four waves of the year
+    found = static_fields(encoder, encoder.encode(ds), told, lmax).double()
 
     design = Harmonics(1).design(ds.time, COUNT)
     expected = []
@@ -63,8 +64,9 @@ def test_static_fields_are_the_moments_of_each_place(lmax: int) -> None:
         beta = np.linalg.lstsq(design, y, rcond=None)[0]
         rest = y - design @ beta
         moments = np.log(rest.std(0)), scipy.stats.skew(rest)
-        rows = [*(beta / rest.std(0)), *beta, *moments]
-        expected.append(normalised(np.reshape(rows, (8, *GRID.shape)), lmax))
+        turns = np.linalg.lstsq(told, (rest / rest.std(0)) ** 2, rcond=None)[0][1:]
+        rows = [*(beta / rest.std(0)), *beta, *moments, *turns]
+        expected.append(normalised(np.reshape(rows, (12, *GRID.shape)), lmax))
     torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-4)
 
 
@@ -81,4 +83,4 @@ def test_amplitudes_are_what_the_encoder_divides_by(lmax: int) -> None:
 def test_what_is_the_same_everywhere_is_left_out() -> None:
     ds = archive()
     encoder = Encoder.fit(ds, lmax=LMAX, climatology=NoClimatology())
-    assert len(static_fields(encoder, encoder.encode(ds), LMAX)) == 2 * 2
+    assert len(static_fields(encoder, encoder.encode(ds), torch.ones(COUNT, 1), LMAX)) == 2 * 2

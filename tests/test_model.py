@@ -32,7 +32,7 @@ from spherediff.observe import Observation, Values
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck
 from spherediff.sample import Heun, ProbabilityFlow
 from spherediff.spectra import Tabulated
-from spherediff.train import TrainConfig
+from spherediff.train import Fields, TrainConfig
 
 LMAX = 4
 TINY = {"width": 4, "blocks": 1, "hidden": 4, "lifts": 1, "positional": 1, "embedding": 4}
@@ -260,9 +260,10 @@ def test_the_network_starts_from_what_the_archive_says_of_each_place() -> None:
     ds = archive(20)
     encoder = Encoder.fit(ds, lmax=LMAX, climatology=Harmonics(1), amplitude_degree=2)
     x = encoder.encode(ds)
-    network = Model.build(encoder, x, network=OperatorConfig(3, 2, **TINY)).network
-    static = static_fields(encoder, x, 3)
-    assert network.config.static == len(static) == 2 * (2 * 3 + 2)
+    told = Labels.seasonal(encoder.climatology).encode(ds, 20)
+    network = Model.build(encoder, Fields(x, told), network=OperatorConfig(3, 2, **TINY)).network
+    static = static_fields(encoder, x, told, 3)
+    assert network.config.static == len(static) == 2 * (2 * 3 + 2 + 4)
     assert torch.equal(network.positional[:, TINY["positional"] :], static.T)
     assert torch.equal(network.amplitude, amplitude_fields(encoder, 3).T)
 

@@ -204,7 +204,8 @@ class Learning:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             lmax = harmonics.band_limit(training.shape[-1])
-            static = static_fields(self.encoder, training, lmax)
+            unlabelled = training.new_zeros(len(training), 0)
+            static = static_fields(self.encoder, training, unlabelled, lmax)
             amplitude = amplitude_fields(self.encoder, lmax)
             self.network = variant.network(static, amplitude, season.shape[1])
         self.denoiser = self._denoiser(training)

@@ -33,7 +33,7 @@ from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
 from spherediff.train import Fields, TrainConfig, train
 
-_CALIBRATION = 30  # times that of a judgement
+_CALIBRATION = 43  # times that of a judgement
 
 
 class Emulator(Protocol):
@@ -165,8 +165,9 @@ def untrained(
         (factor * encoder.standardise(split.encoder.anomalies(x))).float()
         for factor, x in ((given_back, training), (1.0, validation))
     )
-    model = Model.build(encoder, known, labels=split.labels, seed=seed)
-    return model, Fields(known, told[: len(known)]), Fields(judged, told[len(known) :])
+    fields = Fields(known, told[: len(known)])
+    model = Model.build(encoder, fields, labels=split.labels, seed=seed)
+    return model, fields, Fields(judged, told[len(known) :])
 
 
 def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:

@@ -171,12 +171,14 @@ class Train:
             amplitude_degree=min(self.amplitude_degree, self.lmax),
             vectors=vectors,
         )
-        x, y = encoder.encode_training(training), encoder.encode(held_out)
+        known = Fields(encoder.encode_training(training), told)
+        judged = Fields(encoder.encode(held_out), judged_by)
         network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
         model = Model.build(
-            encoder, x, labels=labels, network=network, seed=self.seed, device=where
+            encoder, known, labels=labels, network=network, seed=self.seed, device=where
         )
-        say(f"training on {len(x)} samples, {len(y)} held out, to lmax {network_lmax}, on {where}")
+        counts = f"{len(known.x)} samples, {len(judged.x)} held out"
+        say(f"training on {counts}, to lmax {network_lmax}, on {where}")
         record = invocation.record(
             self.seed,
             archive=list(self.archive),
@@ -186,7 +188,6 @@ class Train:
         if not self.resume:  # one that is refused must not change what was said of the first
             write_json(self.output / RUN, record)
         try:
-            known, judged = Fields(x, told), Fields(y, judged_by)
             result = model.train(known, judged, config, self.output, resume=self.resume)
         except KeyboardInterrupt:
             again = invocation.command.removesuffix(" --resume")

@@ -60,7 +60,7 @@ def trained(ready: Ready, settings: Settings, folder: Path, seed: int) -> tuple[
     config = TrainConfig(**settings.training, seed=seed)
     encoder = ready.encoder
     network = OperatorConfig(settings.lmax, len(encoder.names), **settings.network)
-    model = Model.build(encoder, ready.train.x, labels=ready.labels, network=network, seed=seed)
+    model = Model.build(encoder, ready.train, labels=ready.labels, network=network, seed=seed)
     resume = (folder / CHECKPOINT).exists()
     if resume:
         say("      going on from the checkpoint of an earlier run")
