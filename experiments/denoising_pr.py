@@ -35,7 +35,7 @@ from spherediff.denoise import Denoiser, GaussianDenoiser, NeuralDenoiser
 from spherediff.grids import GaussLegendre
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig
-from spherediff.train import TrainConfig
+from spherediff.train import Fields, TrainConfig, conditioned
 
 LMAX = 31
 LEVELS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
@@ -55,24 +55,28 @@ def arguments() -> argparse.Namespace:
 
 
 @torch.no_grad()
-def errors(denoiser: Denoiser, judge: NeuralDenoiser, x0: Tensor, level: float) -> tuple:
+def errors(denoiser: Denoiser, judge: NeuralDenoiser, test: Fields, level: float) -> tuple:
     """Squared errors in L² and in units of p, summed over two draws of the noise; same for all."""
     generator = torch.Generator().manual_seed(2)
     plain = weighted = 0.0
-    for maps in [*x0.split(64)] * 2:
+    for first in [*range(0, len(test.x), 64)] * 2:
+        part = test.at(slice(first, first + 64))
+        maps, told = part.x, denoiser
+        if isinstance(denoiser, NeuralDenoiser):
+            told = conditioned(denoiser, part)
         t = denoiser.process.time_of(torch.full((1, 1), level))
         x = denoiser.process.noised(maps, t, generator=generator)
         error_std = judge.reference.std * judge.reference.angle(t).sin
-        error = denoiser(x, t) - maps
+        error = told(x, t) - maps
         plain += error.double().square().sum().item()
         weighted += (judge.reference.modes(error) / error_std).double().square().sum().item()
     return plain, weighted
 
 
-def denoising_table(denoisers: dict[str, Denoiser], judge: NeuralDenoiser, x0: Tensor) -> dict:
+def denoising_table(denoisers: dict[str, Denoiser], judge: NeuralDenoiser, test: Fields) -> dict:
     table = {name: {"l2": [], "preconditioned": []} for name in denoisers}
     for level in LEVELS:
-        found = {name: errors(denoiser, judge, x0, level) for name, denoiser in denoisers.items()}
+        found = {name: errors(denoiser, judge, test, level) for name, denoiser in denoisers.items()}
         for name, (plain, weighted) in found.items():
             table[name]["l2"].append(plain / found["diagonal Gaussian"][0])
             table[name]["preconditioned"].append(weighted / found["diagonal Gaussian"][1])
@@ -116,18 +120,19 @@ def main() -> None:
         training, ["pr"], lmax=LMAX, transform={"pr": data.Log1p(0.5)},
         climatology=data.Harmonics(3),
     )  # fmt: skip
+    labels = data.Labels.seasonal(encoder.climatology)
     fields, test_fields = encoder.encode(training), encoder.encode(test)
+    told, test_told = (labels.encode(ds, ds.sizes["time"]) for ds in (training, test))
     cut = len(fields) * 9 // 10
     config = TrainConfig(steps=options.steps, seed=options.seed)
     network = OperatorConfig(LMAX, 1)
+    known, held_out = (Fields(fields[k], told[k]) for k in (slice(cut), slice(cut, None)))
     model = Model.build(
-        encoder, fields[:cut], network=network, seed=options.seed, device=options.device
+        encoder, known, labels=labels, network=network, seed=options.seed, device=options.device
     )
     process = model.denoiser.process
     started = time.perf_counter(), time.process_time()
-    result = model.train(
-        fields[:cut], fields[cut:], config, options.directory, resume=options.resume
-    )
+    result = model.train(known, held_out, config, options.directory, resume=options.resume)
     seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     model.save(options.directory / "model")
 
@@ -141,7 +146,7 @@ def main() -> None:
         ),
         "network": judge,
     }
-    table = denoising_table(denoisers, judge, test_fields.to(place))
+    table = denoising_table(denoisers, judge, Fields(test_fields.to(place), test_told))
     print(f"\ntest years, {len(test_fields)} maps: error relative to the diagonal Wiener filter")
     print(f"{'log(sigma/alpha)':32}" + "".join(f"{level:8.1f}" for level in LEVELS) + "    mean")
     for name, rows in table.items():
@@ -158,7 +163,9 @@ def main() -> None:
             torch.randperm(len(fields), generator=torch.Generator().manual_seed(4))[:count]
         ],
         "full-covariance Gaussian": gaussian_draws(covariance, fields.mean(0), count, 5),
-        "network": model.sample(count, generator=generator, steps=FLOW_STEPS, progress=True).cpu(),
+        "network": model.sample(
+            count, generator=generator, time=test.time, steps=FLOW_STEPS, progress=True
+        ).cpu(),
     }
 
     def maps(x):
