@@ -34,6 +34,8 @@ from spherediff.sample import ProbabilityFlow
 from spherediff.train import Fields
 
 _DRAWS = 128
+_FIELDS = 1024  # known ones, at most
+_FINEST = 31  # degrees of the grid of places, at most
 _SPACING = 0.5  # in log(σ/α), of the steps
 _PARTS = 8  # of the jackknife; of at least as many fields each
 _CLEAR = 2.0  # times its noise: the least power of a response that draws are to have
@@ -68,14 +70,20 @@ def respond(
     network, mean = denoiser.network, known.condition.mean(0)
     if not (isinstance(network, Told) and varies.any() and len(known.x) >= _PARTS**2):
         return
-    told = known.condition[torch.linspace(0, len(known.x) - 1, _DRAWS).round().long()]
+    told = known.at(_spread(len(known.x), _DRAWS)).condition
+    known = known.at(_spread(len(known.x), min(len(known.x), _FIELDS)))
     seed = int(torch.randint(2**62, (), generator=generator))
-    with ProbabilityFlow.progress_bar(2 * _DRAWS // _BATCH, progress) as bar:
-        bar.set_description("responding")
+    parts = 2 * _DRAWS // _BATCH
+    with tqdm(total=parts, desc="responding", leave=False, disable=not progress) as bar:
         draws = [_drawn(denoiser, c, seed, bar) for c in (mean.expand_as(told), told)]
     n = draws[0].shape[-1]
     fields = _Sample.of(known.x[..., :n], known.condition[:, varies])
     network.amplify(_factor(fields, *(_Sample.of(x, told[:, varies]) for x in draws)), mean)
+
+
+def _spread(count: int, chosen: int) -> Tensor:
+    """Indices of so many of ``count`` samples, from first to last."""
+    return torch.linspace(0, count - 1, chosen).round().long()
 
 
 def _factor(fields: _Sample, unmoved: _Sample, moved: _Sample) -> float:
@@ -125,7 +133,7 @@ class _Sample(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, condition: Tensor) -> _Sample:
         """From coefficients, (samples, channels, n)."""
-        grid = GaussLegendre(harmonics.band_limit(x.shape[-1]))
+        grid = GaussLegendre(min(harmonics.band_limit(x.shape[-1]), _FINEST))
         f = torch.cat([grid.synthesis(some.double()).flatten(2) for some in x.cpu().split(_BATCH)])
         return cls(f, condition.cpu().double(), grid.area_weights.flatten())
 

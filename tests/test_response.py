@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spherediff import harmonics
+from spherediff import harmonics, response
 from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.nn import SphericalOperator
@@ -69,6 +69,15 @@ def test_draws_get_the_response_of_the_fields(damped: float) -> None:
     # 3000 variances on labels of variance 1/12 is known to sqrt(2 · 12/3000/12)/1.2 = 2 %.
     assert network.factor * damped == pytest.approx(1, abs=0.08)
     assert float(network.mean) == pytest.approx(0.5, abs=0.05)
+
+
+def test_few_places_and_fields_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response, "_FINEST", 5)
+    monkeypatch.setattr(response, "_FIELDS", 1500)
+    network = Modulated(0.8 * 1.2)
+    respond(denoiser(network), fields(1.2), torch.Generator().manual_seed(1), False)
+    assert network.factor * 0.8 == pytest.approx(1, abs=0.1)
+    assert network.factor != 1
 
 
 def test_what_is_noise_is_not_responded_to() -> None:
