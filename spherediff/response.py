@@ -101,8 +101,10 @@ def _factor(fields: _Sample, unmoved: _Sample, moved: _Sample) -> float:
     samples = fields, unmoved, moved
     change = of(*samples) - 1
     values = torch.stack([of(*(one.without(k) for one in samples)) for k in range(_PARTS)])
+    if not (change.isfinite() and values.isfinite().all()):
+        return 1.0  # draws that do not respond at all, as of a network that has learnt nothing
     variance = (_PARTS - 1) * values.var(correction=0)
-    kept = (1 - variance / change.square()).clamp(min=0)
+    kept = (1 - variance / change.square()).clamp(min=0).nan_to_num(0)
     return float((1 + kept * change).clamp(*_LIMITS))
 
 

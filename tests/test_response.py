@@ -80,6 +80,12 @@ def test_few_places_and_fields_are_enough(monkeypatch: pytest.MonkeyPatch) -> No
     assert network.factor != 1
 
 
+def test_a_network_that_does_not_respond_stays_as_it_is() -> None:
+    network = Modulated(0.0)
+    respond(denoiser(network), fields(1.2), torch.Generator().manual_seed(1), False)
+    assert network.factor == 1
+
+
 def test_what_is_noise_is_not_responded_to() -> None:
     network = Modulated(0.05)
     respond(denoiser(network), fields(0.0), torch.Generator().manual_seed(1), False)
