@@ -21,7 +21,7 @@ from spherediff._files import require_writable, write_json
 from spherediff.data import bundled
 
 CONFIG = "model.json"
-_FORMAT = 10
+_FORMAT = 11
 _KIND = "model"
 
 

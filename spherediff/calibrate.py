@@ -15,9 +15,9 @@ the few patterns that vary most.  T has unit variance, and a the prior N(1, τ²
 change little.  Nothing is taken from the held-out fields' own variance: the reference knows it from
 many more.
 
-Draws are not held-out fields with noise: what is still wrong adds up along the flow, and is taken
-off as it goes (:mod:`spherediff.balance`).  Before all that, the network's labels are amplified
-until draws depend on them as the known fields do (:mod:`spherediff.response`).
+Draws are not held-out fields with noise: what is still wrong adds up along the flow.  So F is
+amplified until draws are as far from Gaussian as fields (:mod:`spherediff.amplify`), and power and
+mean are balanced as the flow goes (:mod:`spherediff.balance`).
 
 Modes count by their variance in the fields.  Else those in which the data hardly vary would decide:
 they are the most, and what a short archive says of them is the least reliable.
@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spherediff.amplify import amplify
 from spherediff.balance import balance
 from spherediff.data.amplitude import Amplitude
 from spherediff.denoise import NeuralDenoiser
-from spherediff.response import respond
 from spherediff.train import Fields, conditioned, residual_target
 
 _PRIOR = 0.1  # τ
@@ -55,8 +55,6 @@ def calibrate(
 ) -> None:
     """Fit the calibration of a trained denoiser, in place; what it was before is forgotten.
 
-    Its network is changed in one thing, in what it makes of labels.
-
     Args:
         denoiser: whose ``calibration`` is fitted.
         known: fields that were trained on, shape (N, channels, n), or with conditions.
@@ -70,8 +68,8 @@ def calibrate(
     """
     denoiser.calibration.reset()
     generator = torch.Generator().manual_seed(seed)
-    respond(denoiser, Fields.of(known), generator, progress)
     _regress(denoiser, Fields.of(held_out), generator, progress)
+    amplify(denoiser, Fields.of(known), generator, progress)
     balance(denoiser, Fields.of(known), learners, amplitude, generator, progress)
 
 

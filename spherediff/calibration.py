@@ -1,11 +1,13 @@
 """What a network's residual is corrected by, noise level by noise level.
 
-    F ← a_g (F + c_ℓ z + d) + b_g z,    all linear between knots of s = log(σ/α), constant beyond.
+    F ← a_g (e F + c_ℓ z + d) + b_g z
 
-a and b are of groups g of the reference's modes, in which signal and noise are independent: by the
-variance of a mode in units of its noise, the strongest, the next 3, the next 12, 48 and so on.  Of
-the fields of coefficients that z makes, c is of each channel and degree, and d of each coefficient.
-a = 1 and b = c = d = 0, no correction, until they are fitted (:mod:`spherediff.calibrate`).
+The tables a to d are linear between knots of s = log(σ/α), and constant beyond.  a and b are of
+groups g of the reference's modes, in which signal and noise are independent: by the variance of a
+mode in units of its noise, the strongest, the next 3, the next 12, 48 and so on.  Of the fields of
+coefficients that z makes, c is of each channel and degree, d of each coefficient and e of each
+channel.  a = e = 1 and b = c = d = 0, no correction, until they are fitted
+(:mod:`spherediff.calibrate`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _KNOTS = tuple(range(-3, 4))
 
 
 class Calibration(nn.Module):
-    """The tables a and b, (knots, groups), c, (knots, channels, lmax + 1), d, (knots, channels, n).
+    """The tables a to e of a denoiser, as buffers.
 
     What is beyond the first n coefficients or modes of a channel is left as it is.
 
@@ -35,6 +37,7 @@ class Calibration(nn.Module):
     b: Tensor
     c: Tensor
     d: Tensor
+    e: Tensor
 
     def __init__(self, std: Tensor) -> None:
         super().__init__()
@@ -49,20 +52,23 @@ class Calibration(nn.Module):
         self.register_buffer("b", torch.zeros(len(_KNOTS), groups, **place))
         self.register_buffer("c", torch.zeros(len(_KNOTS), len(std), lmax + 1, **place))
         self.register_buffer("d", torch.zeros(len(_KNOTS), *std.shape, **place))
+        self.register_buffer("e", torch.ones(len(std), **place))
 
     def reset(self) -> None:
         """No correction."""
-        self.a.fill_(1)
+        for table in (self.a, self.e):
+            table.fill_(1)
         for table in (self.b, self.c, self.d):
             table.zero_()
 
     @full_precision
     def fields(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:
-        """F + c z + d of fields of shape (*batch, channels, n), log(σ/α) of shape (*batch,)."""
+        """e F + c z + d of fields of shape (*batch, channels, n), log(σ/α) of shape (*batch,)."""
         hats = self._hats(log_noise)
         c, d = (torch.tensordot(hats, table.to(hats), dims=1) for table in (self.c, self.d))
-        n = len(self.degree)
-        return torch.cat([F[..., :n] + c[..., self.degree] * z[..., :n] + d, F[..., n:]], dim=-1)
+        n, e = len(self.degree), self.e.to(hats)[:, None]
+        known = e * F[..., :n] + c[..., self.degree] * z[..., :n] + d
+        return torch.cat([known, F[..., n:]], dim=-1)
 
     @full_precision
     def modes(self, F: Tensor, z: Tensor, log_noise: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_tables_are_interpolated_between_knots_and_constant_beyond() -> None:
                 torch.from_numpy(np.interp(s.numpy(), knots, table.numpy())) for table in tables
             )
             Fi, zi = F[..., c, i], z[..., c, i]
-            expected = at_a * (Fi + at_c * zi + at_d) + at_b * zi
+            expected = at_a * (calibration.e[c] * Fi + at_c * zi + at_d) + at_b * zi
             torch.testing.assert_close(found[..., c, i], expected, rtol=1e-12, atol=1e-12)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from archives import Split
 from emulators import SphereDiff
-from score import card_of
+from score import MEMORISATION, card_of
 from store import Entry, environment, read_json, write_json
 from torch import Tensor
 
@@ -35,7 +35,6 @@ from spherediff.model import Model
 
 AIMS = {"tas": (1.15, 0.58), "u250": (1.15, 0.58), "pr": (1.25, 0.65)}  # ratios, AUC
 DAYS = 3  # the archive has a map of each third day
-_MEMORISATION = 10  # group of the scorecard's rows
 
 
 def arguments() -> argparse.Namespace:
@@ -114,7 +113,7 @@ def table(archive: str, kinds: dict[str, list[list[Any]]]) -> str:
     ]
     lines = [["statistic", *heads], ["---"] * (1 + len(heads))]
     rows = [
-        k for k, row in enumerate(next(iter(kinds.values()))[0]) if row["group"] != _MEMORISATION
+        k for k, row in enumerate(next(iter(kinds.values()))[0]) if row["group"] != MEMORISATION
     ]
     for k in rows:
         cells = [next(iter(kinds.values()))[0][k]["statistic"]]

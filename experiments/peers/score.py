@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from spherediff.data import Identity
 from spherediff.metrics import scorecard
 
-_MEMORISATION = 10  # group of the scorecard's rows
+MEMORISATION = 10  # group of the scorecard's rows
 _SEED = 7  # of the scorecard: the same resamples for all methods
 
 _LEGEND = """\
@@ -136,7 +136,7 @@ def _steps(record: dict[str, Any]) -> str:
 
 def _closest(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of the closest maps; as to copies of training maps, less is not closer."""
-    return None if rows[0]["group"] == _MEMORISATION else min(rows, key=lambda row: row["value"])
+    return None if rows[0]["group"] == MEMORISATION else min(rows, key=lambda row: row["value"])
 
 
 def _cell(row: dict[str, Any], bold: bool) -> str:

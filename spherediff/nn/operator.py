@@ -263,17 +263,6 @@ class SphericalOperator(nn.Module):
         self.positional[:, self.config.positional :] = static.T
         self.amplitude.copy_(amplitude.T)
 
-    @torch.no_grad()
-    def amplify(self, factor: float, mean: Tensor) -> None:
-        """Take labels c for c̄ + factor · (c − c̄) from now on, the null label as before.
-
-        Args:
-            factor: 1 leaves all as it is.
-            mean: c̄, the first of it 1 as of all labels, shape (conditions,).
-        """
-        self.condition[0] += (1 - factor) * mean[1:].to(self.condition) @ self.condition[1:]
-        self.condition[1:] *= factor
-
     def forward(
         self, u: Tensor, w: Tensor, log_noise: Tensor, condition: Tensor | None = None
     ) -> Tensor:
