@@ -59,8 +59,7 @@ def errors(denoiser: Denoiser, judge: NeuralDenoiser, test: Fields, level: float
     """Squared errors in L² and in units of p, summed over two draws of the noise; same for all."""
     generator = torch.Generator().manual_seed(2)
     plain = weighted = 0.0
-    for first in [*range(0, len(test.x), 64)] * 2:
-        part = test.at(slice(first, first + 64))
+    for part in 2 * test.split(64):
         maps, told = part.x, denoiser
         if isinstance(denoiser, NeuralDenoiser):
             told = conditioned(denoiser, part)

@@ -69,8 +69,7 @@ def amplify(
     """
     if len(known.x) < _PARTS**2:
         return
-    told = known.at(_spread(len(known.x), _DRAWS))
-    known = known.at(_spread(len(known.x), min(len(known.x), _FIELDS)))
+    told, known = known.spread(_DRAWS), known.spread(min(len(known.x), _FIELDS))
     varies = (known.condition != known.condition[:1]).any(0)
     places = _Places(known.x[..., : len(denoiser.calibration.degree)])
     seed = int(torch.randint(2**62, (), generator=generator))
@@ -85,16 +84,12 @@ def amplify(
     log_e, kept = torch.zeros(len(e)), torch.zeros(len(e))
     for k in tqdm(range(_ROUNDS), desc="amplifying", leave=False, disable=not progress):
         samples = fields, drawn(partial(conditioned, denoiser)), chance
-        if k == 0 and not (kept := _beyond_chance(*samples)).any():
+        log_D = _log_shortfall(*samples)
+        if k == 0 and not (kept := _beyond_chance(log_D, *samples)).any():
             return
-        log_e = (log_e + _log_shortfall(*samples) / _SLOPE).clamp(-_LIMIT, _LIMIT)
+        log_e = (log_e + log_D / _SLOPE).clamp(-_LIMIT, _LIMIT)
         e.copy_(log_e.exp())
     e.copy_((kept * log_e).exp())
-
-
-def _spread(count: int, chosen: int) -> Tensor:
-    """Indices of so many of ``count`` samples, from first to last."""
-    return torch.linspace(0, count - 1, chosen).round().long()
 
 
 class _Gaussian(ResidualDenoiser):
@@ -116,10 +111,10 @@ def _drawn(
 ) -> Tensor:
     """Draws of the denoiser of each part of what is told, (draws, channels, n), on the CPU."""
     draws = []
-    for k in range(0, len(told.x), _BATCH):
-        denoiser = of(told.at(slice(k, k + _BATCH)))
+    for part in told.split(_BATCH):
+        denoiser = of(part)
         flow = ProbabilityFlow(denoiser, round(denoiser.process.schedule.span / _SPACING))
-        draws.append(flow.sample((len(told.x[k : k + _BATCH]),), generator=generator).cpu())
+        draws.append(flow.sample((len(part.x),), generator=generator).cpu())
     return torch.cat(draws)
 
 
@@ -198,9 +193,9 @@ def _log_shortfall(fields: _Sample, draws: _Sample, chance: _Sample) -> Tensor:
     return D.log().nan_to_num(0, 0, 0)
 
 
-def _beyond_chance(*samples: _Sample) -> Tensor:
-    """How much of log D is certain, channel by channel: 1 all of it, 0 nothing."""
+def _beyond_chance(log_D: Tensor, *samples: _Sample) -> Tensor:
+    """How much of log D of these samples is certain, by channel: 1 all of it, 0 nothing."""
     values = [_log_shortfall(*(one.without(k) for one in samples)) for k in range(_PARTS)]
     variance = (_PARTS - 1) * torch.stack(values).var(0, correction=0)
-    kept = 1 - variance / _log_shortfall(*samples).square()
+    kept = 1 - variance / log_D.square()
     return kept.clamp(min=0).nan_to_num(0)

@@ -80,7 +80,7 @@ def balance(
     octaves = Octaves(denoiser, amplitude)
     parts = [known.x[fold(len(known.x), k, len(learners))] for k in range(len(learners))]
     turning = [_Turning(*of, octaves) for of in zip(learners, parts, strict=True)]
-    told = known.at(torch.linspace(0, len(known.x) - 1, _DRAWS).round().long())
+    told = known.spread(_DRAWS)
     mean = denoiser.reference.standardise_clean(known.x.to(denoiser.mean).mean(0))
     balanced = _Balanced(denoiser, told, octaves, turning, mean)
     flow = ProbabilityFlow(balanced, round(denoiser.process.schedule.span / _SPACING))

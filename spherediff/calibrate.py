@@ -92,9 +92,8 @@ def _held_out_moments(
     denoiser: NeuralDenoiser, fields: Fields, level: float, generator: torch.Generator
 ) -> Tensor:
     """Moments of (F, z, T) in each group of modes."""
-    batches = [fields.at(slice(k, k + _BATCH)) for k in range(0, len(fields.x), _BATCH)]
     total = torch.zeros((), dtype=torch.float64)
-    for part in _NOISES * batches:
+    for part in _NOISES * fields.split(_BATCH):
         x0, log_noise = part.x.to(denoiser.mean), torch.full((len(part.x),), level)
         z, t, T = residual_target(denoiser, x0, log_noise, generator)
         F = conditioned(denoiser, part).residual(z, t)

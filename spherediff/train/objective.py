@@ -58,6 +58,14 @@ class Fields(NamedTuple):
         """Some of them."""
         return Fields(self.x[chosen], self.condition[chosen])
 
+    def spread(self, count: int) -> Fields:
+        """So many of them, evenly from the first to the last."""
+        return self.at(torch.linspace(0, len(self.x) - 1, count).round().long())
+
+    def split(self, size: int) -> list[Fields]:
+        """All of them in parts of so many, the last of what is left."""
+        return [self.at(slice(k, k + size)) for k in range(0, len(self.x), size)]
+
 
 @torch.no_grad()
 def held_out_loss(
