@@ -21,7 +21,9 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +43,8 @@ LMAX = 31
 LEVELS = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
 FLOW_STEPS = 30
 
+Told = Callable[[Fields], Denoiser]  # the denoiser under the conditions of these fields
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -55,27 +59,25 @@ def arguments() -> argparse.Namespace:
 
 
 @torch.no_grad()
-def errors(denoiser: Denoiser, judge: NeuralDenoiser, test: Fields, level: float) -> tuple:
+def errors(of: Told, judge: NeuralDenoiser, test: Fields, level: float) -> tuple:
     """Squared errors in L² and in units of p, summed over two draws of the noise; same for all."""
+    process = judge.process
     generator = torch.Generator().manual_seed(2)
     plain = weighted = 0.0
     for part in 2 * test.split(64):
-        maps, told = part.x, denoiser
-        if isinstance(denoiser, NeuralDenoiser):
-            told = conditioned(denoiser, part)
-        t = denoiser.process.time_of(torch.full((1, 1), level))
-        x = denoiser.process.noised(maps, t, generator=generator)
+        t = process.time_of(torch.full((1, 1), level))
+        x = process.noised(part.x, t, generator=generator)
         error_std = judge.reference.std * judge.reference.angle(t).sin
-        error = told(x, t) - maps
+        error = of(part)(x, t) - part.x
         plain += error.double().square().sum().item()
         weighted += (judge.reference.modes(error) / error_std).double().square().sum().item()
     return plain, weighted
 
 
-def denoising_table(denoisers: dict[str, Denoiser], judge: NeuralDenoiser, test: Fields) -> dict:
+def denoising_table(denoisers: dict[str, Told], judge: NeuralDenoiser, test: Fields) -> dict:
     table = {name: {"l2": [], "preconditioned": []} for name in denoisers}
     for level in LEVELS:
-        found = {name: errors(denoiser, judge, test, level) for name, denoiser in denoisers.items()}
+        found = {name: errors(of, judge, test, level) for name, of in denoisers.items()}
         for name, (plain, weighted) in found.items():
             table[name]["l2"].append(plain / found["diagonal Gaussian"][0])
             table[name]["preconditioned"].append(weighted / found["diagonal Gaussian"][1])
@@ -138,12 +140,12 @@ def main() -> None:
     covariance = Covariance.shrunk(fields)
     judge = model.denoiser
     place = judge.mean
-    denoisers = {
-        "diagonal Gaussian": GaussianDenoiser(process, judge.covariance.variance, mean=judge.mean),
-        "full covariance": GaussianDenoiser(
-            process, covariance=covariance, mean=fields.mean(0).to(place)
-        ),
-        "network": judge,
+    diagonal = GaussianDenoiser(process, judge.covariance.variance, mean=judge.mean)
+    full = GaussianDenoiser(process, covariance=covariance, mean=fields.mean(0).to(place))
+    denoisers: dict[str, Told] = {
+        "diagonal Gaussian": lambda _: diagonal,
+        "full covariance": lambda _: full,
+        "network": partial(conditioned, judge),
     }
     table = denoising_table(denoisers, judge, Fields(test_fields.to(place), test_told))
     print(f"\ntest years, {len(test_fields)} maps: error relative to the diagonal Wiener filter")

@@ -14,6 +14,8 @@ from spherediff import harmonics
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.spectra import Tabulated, WhittleMatern
+from spherediff.train import conditioned
+from spherediff.train.objective import residual_error
 
 PEERS = Path(__file__).parent.parent / "experiments" / "peers"
 
@@ -28,6 +30,14 @@ def peer(monkeypatch):
 @pytest.fixture
 def winds(peer):
     return peer("archives").load("winds")
+
+
+@pytest.fixture
+def smooth_winds(peer, monkeypatch):
+    """Few degrees, for tests that build a whole model."""
+    archives = peer("archives")
+    monkeypatch.setattr(archives, "LMAX", 7)
+    return archives.load("winds")
 
 
 def correlated_maps(count, lmax, generator):
@@ -223,37 +233,74 @@ def test_turning_a_field_about_the_axis_shifts_its_longitudes(peer):
     torch.testing.assert_close(turned, grid.synthesis(x).roll(3, -1))
 
 
-def test_ablations_learn_each_part_under_a_reference_from_the_others(peer, monkeypatch):
-    """The learner that a batch meets has not seen the batch; validation meets the whole archive."""
+def test_turned_fields_are_in_the_part_of_those_that_they_were(peer):
+    """The learner of a part has a reference from the others, which must not have its copies."""
+    ablations, Fields = peer("ablations"), peer("ablations").Fields
+    x = torch.randn(23, 2, 16, generator=torch.Generator().manual_seed(0))
+    condition = torch.arange(23.0)[:, None]
+    turned = ablations.in_positions(Fields(x, condition), count=4, parts=5)
+    assert turned.x.shape == (80, 2, 16)  # 4 of each part, 3 left out
+    for k in range(5):
+        part, copies = slice(4 * k, 4 * k + 4), turned.at(slice(16 * k, 16 * k + 16))
+        for m, some in enumerate(copies.split(4)):
+            assert torch.equal(some.x, ablations.rotated(x[part], 2 * math.pi * m / 4))
+            assert torch.equal(some.condition, condition[part])
+
+
+def test_rough_noise_has_the_power_of_the_archive_at_other_degrees(peer, smooth_winds):
     ablations = peer("ablations")
-    split = ablations.archives.load("winds")
-    seen = {}
-
-    def reference(x, variance, _):
-        seen[len(seen)] = x
-        return ablations.Covariance(variance)
-
-    variant = ablations.Variant(
-        0, rotations=2, reference=reference, network=lambda *_: torch.nn.Identity()
+    plain, rough = (
+        ablations.Ablation(
+            ablations.Variant(0, network=ablations.sized, noise_exponent=k), smooth_winds, 0
+        )
+        for k in (0.0, 1.0)
     )
-    learning = ablations.Learning(variant, split, 0)
-    met = []
+    assert len(rough.learners) == 5
+    pairs = zip(
+        [plain.denoiser, *plain.learners],
+        [rough.denoiser, *rough.learners],
+        strict=True,
+    )
+    for one, other in pairs:
+        (of_archive, noise) = (x.process.field.degree_variance for x in (one, other))
+        slope = noise / of_archive / (1 + torch.arange(noise.shape[-1]))
+        torch.testing.assert_close(slope, slope[:, :1].expand_as(slope))
+        torch.testing.assert_close(noise.sum(-1), of_archive.sum(-1))
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.covariance.variance, other.covariance.variance)
 
-    def error(denoiser, x0, log_noise, generator):
-        k = [learning.denoiser, *learning.learners].index(denoiser)
-        met.append((k, x0))
-        return torch.zeros_like(x0), x0
 
-    monkeypatch.setattr(ablations, "residual_error", error)
-    monkeypatch.setattr(ablations.NeuralDenoiser, "given", lambda self, _: self)
-    for _ in range(40):
-        learning.loss(torch.nn.Identity(), torch.randint(learning.known, (4,)))
-    learning.loss(torch.nn.Identity(), torch.arange(learning.known, len(learning.x)))
-    *training, (last, judged) = met
-    assert last == 0
-    assert torch.equal(judged, learning.x[learning.known :])
-    assert len({k for k, _ in training}) == 5
-    for k, x0 in training:
-        turned = torch.cat([seen[k], ablations.rotated(seen[k], math.pi)])
-        assert not (x0[:, None] == turned).flatten(2).all(-1).any()
-        assert (x0[:, None] == learning.x[: learning.known]).flatten(2).all(-1).any(1).all()
+def test_entropic_errors_are_weighed_by_the_integrand_of_the_bound(peer, smooth_winds):
+    """cos²ψ = α²p/σ² of each mode, p the variance of X_0 given X_t by the reference."""
+    ablations = peer("ablations")
+    variant = ablations.Variant(
+        0, correlations=ablations.independent, network=ablations.sized, learner=ablations.Entropic
+    )
+    ablation = ablations.Ablation(variant, smooth_winds, 0)
+    entropic = ablation.learners[0]
+    plain = variant.of(entropic, entropic.network, ablations.NeuralDenoiser)
+    x, log_noise = ablation.known.at(slice(6)), torch.linspace(-2, 2, 6)
+    found, expected = (
+        residual_error(conditioned(one, x), x.x, log_noise, torch.Generator().manual_seed(1))[0]
+        for one in (entropic, plain)
+    )
+    s = plain.covariance.variance  # of X_0
+    n = plain.process.field.variance_per_coefficient * log_noise.exp()[:, None, None] ** 2
+    torch.testing.assert_close(found.square(), expected.square() * s / (s + n))
+
+
+def test_a_variant_that_changes_nothing_is_the_packages_model(peer, smooth_winds):
+    ablations, emulators = peer("ablations"), peer("emulators")
+    ablation = ablations.Ablation(ablations.Variant(), smooth_winds, 3)
+    model, known, judged = emulators.untrained(smooth_winds, *smooth_winds.tuning, 3)
+    for one, other in ((ablation.known, known), (ablation.judged, judged)):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.condition, other.condition)
+    pairs = [(ablation.denoiser, model.denoiser)]
+    pairs += zip(ablation.learners, model.learners(known.x), strict=True)
+    for one, other in pairs:
+        expected = other.state_dict()
+        assert expected.keys() == one.state_dict().keys()
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(value, expected[name])
+        torch.testing.assert_close(one.covariance.variance, other.covariance.variance)

@@ -1,11 +1,12 @@
 """What each part of the model is worth: one change at a time, judged on validation maps.
 
-    python experiments/peers/ablations.py ARCHIVES --output OUT [--archive pr] [--seconds 160]
+    python experiments/peers/ablations.py ARCHIVES --output OUT [--archive pr] [--steps 500]
         [--threads 1] [--variants …]
 
-Every variant is trained for the same processor time and draws one map for each date of the
-validation maps, which the scorecard then compares with these; test years are never looked at.  The
-network of the first variant also goes through every sampler at several numbers of steps.
+Every variant is trained with as many steps, by the package's own training, and calibrated; it draws
+one map for each date of the validation maps, which the scorecard then compares with these; test
+years are never looked at.  The first variant also goes through every sampler at several numbers of
+steps.
 OUT/variants.md and OUT/samplers.md hold the tables, OUT/noise.png fidelity against the smoothness
 of the noise; what OUT has already is kept.
 
@@ -23,20 +24,22 @@ of the noise; what OUT has already is kept.
 | no static fields | no fields that start as the climatology, spread and skewness of each place |
 | no places | no positional fields at all |
 | rotated | training maps in four positions about the axis, as if longitude did not matter |
-| KL weight | log σ/α uniform and errors weighed by cos²ψ, the integrand of the entropic bound |
-| spectral | a network on coefficients without a grid |
+| KL weight | errors weighed by cos²ψ as in the entropic bound, log σ/α spread as a uniform law |
+| spectral | a network on coefficients without a grid, 15 times as many steps, which take as long |
 | U-Net | convolutions on the grid, padded over the poles |
 | noise k | degree spectrum of the noise times (1 + ℓ)^k: rougher for k > 0, smoother for k < 0 |
+| uncalibrated | the network of the default without its calibration |
 | mixture | no network: four Gaussians with shrunk covariances, by k-means |
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +48,30 @@ import matplotlib.pyplot as plt
 import networks
 import torch
 from archives import Split
-from emulators import locally_scaled
+from emulators import learn, untrained
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from store import environment, read_json, write_json
 from torch import Tensor, nn
-from training import Budget, train_within
 
 from spherediff import harmonics
 from spherediff._files import atomic_write, require_writable
 from spherediff._system import keep_freed_memory
 from spherediff.covariance import Covariance
 from spherediff.data import Encoder, Labels
-from spherediff.data.static import amplitude_fields, static_fields
-from spherediff.denoise import Denoiser, GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
+from spherediff.denoise import GaussianDenoiser, MixtureDenoiser, NeuralDenoiser
 from spherediff.gaussian import GaussianField
 from spherediff.metrics import Scorecard, scorecard
-from spherediff.model import archive_moments
+from spherediff.model import Model
 from spherediff.nn import SphericalOperator
 from spherediff.process import OrnsteinUhlenbeck
+from spherediff.reference import Reference
 from spherediff.sample import Bridge, Heun, ProbabilityFlow, ReverseSDE, Sampler
 from spherediff.spectra import Tabulated
-from spherediff.train import residual_error
-from spherediff.train.batches import spread_normal
+from spherediff.train import Fields, TrainConfig, TrainResult, conditioned, fold
 
-PARTS = 5
-LEARNING_RATE, BATCH = 6e-3, 16
-STEPS_DRAWN = 48
+STEPS_DRAWN, DRAWN_AT_ONCE = 48, 16
+WIDE = {"log_noise_mean": 0.0, "log_noise_std": 8 / math.sqrt(12)}  # of a uniform law on (−4, 4)
 SAMPLERS = (ProbabilityFlow, Heun, ReverseSDE, Bridge)
 STEPS = (8, 16, 32, 64)
 COMPONENTS, DIRECTIONS = 4, 10  # of the mixture, and leading directions for k-means
@@ -83,20 +83,21 @@ SHOWN = {
     "gradient, W1": "gradient",
 }
 
-Reference = Callable[[Tensor, Tensor, Tensor], Covariance]
+Correlations = Callable[[NeuralDenoiser], Covariance]
 Network = Callable[[Tensor, Tensor, int], nn.Module]  # of static fields, amplitudes, conditions
 
 
-def correlated(x: Tensor, variance: Tensor, _: Tensor) -> Covariance:
-    return Covariance.principal(x, variance)
+def correlated(denoiser: NeuralDenoiser) -> Covariance:
+    """The package's."""
+    return denoiser.covariance
 
 
-def independent(_: Tensor, variance: Tensor, __: Tensor) -> Covariance:
-    return Covariance(variance)
+def independent(denoiser: NeuralDenoiser) -> Covariance:
+    return Covariance(denoiser.covariance.variance)
 
 
-def isotropic(_: Tensor, __: Tensor, spectrum: Tensor) -> Covariance:
-    return Covariance(harmonics.expand(spectrum))
+def isotropic(denoiser: NeuralDenoiser) -> Covariance:
+    return Covariance(harmonics.expand(denoiser.process.field.degree_variance))
 
 
 def operator(static: Tensor, amplitude: Tensor, conditions: int, **options: int) -> nn.Module:
@@ -125,23 +126,22 @@ def sized(_: Tensor, amplitude: Tensor, conditions: int, **options: int) -> Sphe
     return SphericalOperator(lmax, len(amplitude), conditions=conditions, **options)
 
 
-def log_normal(count: int, _: tuple[float, float]) -> Tensor:
-    """log σ/α as the package draws it in training."""
-    return -0.3 + 1.2 * spread_normal(count).float()
+class Entropic(NeuralDenoiser):
+    """F and its target by cosψ: squares are weighed by α²p/σ² = cos²ψ, mode by mode, as is the
+    integrand of the Kullback–Leibler bound by log σ/α.
+    """
 
+    @property
+    def reference(self) -> Reference:
+        weighed = copy.copy(self._reference)
+        weighed.residual = lambda m, z, t: self._cos(t) * self._reference.residual(m, z, t)
+        return weighed
 
-def uniform(count: int, limits: tuple[float, float]) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * torch.rand(count)
+    def residual(self, z: Tensor, t: Tensor | float) -> Tensor:
+        return self._cos(t) * super().residual(z, t)
 
-
-def unit(_: NeuralDenoiser, log_noise: Tensor) -> Tensor:
-    return torch.ones(len(log_noise), 1, 1)
-
-
-def entropic(denoiser: NeuralDenoiser, log_noise: Tensor) -> Tensor:
-    """α²p/σ² = cos²ψ, the integrand of the Kullback–Leibler bound by log σ/α, mode by mode."""
-    t = denoiser.process.time_of(log_noise)[:, None]
-    return denoiser.reference.angle(t).cos.square()
+    def _cos(self, t: Tensor | float) -> Tensor:
+        return self._reference.angle(t).cos
 
 
 @dataclass(frozen=True)
@@ -151,17 +151,35 @@ class Variant:
     amplitude_degree: int = 23
     season: bool = True
     rotations: int = 1
-    reference: Reference = correlated
+    correlations: Correlations = correlated
     network: Network = operator
     noise_exponent: float = 0.0
-    noise_levels: Callable[[int, tuple[float, float]], Tensor] = log_normal
-    weight: Callable[[NeuralDenoiser, Tensor], Tensor] = unit
+    learner: type[NeuralDenoiser] = NeuralDenoiser
+    training: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 1  # for each one of the others
+
+    def of(
+        self, denoiser: NeuralDenoiser, network: nn.Module, kind: type[NeuralDenoiser]
+    ) -> NeuralDenoiser:
+        """The package's denoiser, changed."""
+        process = denoiser.process
+        spectrum = process.field.degree_variance
+        noise = spectrum * (1 + torch.arange(spectrum.shape[-1])) ** self.noise_exponent
+        noise = noise * (spectrum.sum(-1) / noise.sum(-1))[:, None]
+        rough = GaussianField(Tabulated(noise), process.field.lmax, dtype=torch.float32)
+        return kind(
+            OrnsteinUhlenbeck(rough, process.schedule),
+            network,
+            denoiser.mean,
+            self.correlations(denoiser),
+            unit=denoiser.unit,
+        )
 
 
 VARIANTS = {
     "default": Variant(),
-    "independent": Variant(reference=independent),
-    "isotropic": Variant(reference=isotropic),
+    "independent": Variant(correlations=independent),
+    "isotropic": Variant(correlations=isotropic),
     "amplitude 0": Variant(amplitude_degree=0),
     "no season": Variant(season=False),
     "no slopes": Variant(network=partial(operator, slopes=0)),
@@ -171,91 +189,76 @@ VARIANTS = {
     "no static fields": Variant(network=sized),
     "no places": Variant(network=partial(sized, positional=0)),
     "rotated": Variant(rotations=4),
-    "KL weight": Variant(noise_levels=uniform, weight=entropic),
-    "spectral": Variant(network=networks.SpectralNetwork),
+    "KL weight": Variant(learner=Entropic, training=WIDE),
+    "spectral": Variant(network=networks.SpectralNetwork, steps=15),
     "U-Net": Variant(network=networks.SphericalUNet),
 } | {f"noise {k:+g}": Variant(noise_exponent=k) for k in (-2.0, -1.0, 1.0, 2.0)}
-MIXTURE = "mixture"
+DEFAULT, UNCALIBRATED, MIXTURE = "default", "uncalibrated", "mixture"
+NAMES = (DEFAULT, UNCALIBRATED, *list(VARIANTS)[1:], MIXTURE)
 
 
-class Learning:
-    """A variant on an archive: fields, references and the loss."""
+class Ablation:
+    """A variant on an archive.
+
+    Attributes:
+        encoder: of the fields that it draws.
+        denoiser: of its network.
+        learners: with references from the other parts, for cross-fitting.
+        known: fields to learn from.
+        judged: fields to stop by and to calibrate on.
+    """
 
     def __init__(self, variant: Variant, split: Split, seed: int) -> None:
         self.variant = variant
-        self.encoder = locally_scaled(split.encoder, split.training, variant.amplitude_degree)
-        plain = split.encoder
-        training, validation = (
-            self.encoder.standardise(plain.anomalies(x)).float()
-            for x in (split.training, split.validation)
-        )
-        count = len(training) + len(validation)
-        labels = split.labels if variant.season else Labels()
-        season = labels.encode({name: split.known_told[name] for name in labels.names}, count)
-        self.count = len(training)
-        turned = [
-            rotated(training, 2 * torch.pi * k / variant.rotations)
-            for k in range(variant.rotations)
-        ]
-        self.x = torch.cat([*turned, validation])
-        told = [season[: self.count]] * variant.rotations
-        self.season = torch.cat([*told, season[self.count :]])
-        self.known = self.count * variant.rotations
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            lmax = harmonics.band_limit(training.shape[-1])
-            unlabelled = training.new_zeros(len(training), 0)
-            static = static_fields(self.encoder, training, unlabelled, lmax)
-            amplitude = amplitude_fields(self.encoder, lmax)
-            self.network = variant.network(static, amplitude, season.shape[1])
-        self.denoiser = self._denoiser(training)
-        edges = [self.count * k // PARTS for k in range(PARTS + 1)]
-        self.parts = [slice(a, b) for a, b in pairwise(edges)]
-        self.learners = [
-            self._denoiser(torch.cat([training[: part.start], training[part.stop :]]))
-            for part in self.parts
-        ]
+        if not variant.season:
+            time = {name: dates for name, dates in split.known_told.items() if name == "time"}
+            split = replace(split, labels=Labels(), known_told=time)
+        model, known, self.judged = untrained(split, *split.tuning, seed, variant.amplitude_degree)
+        self.encoder = model.encoder
+        learners = model.learners(known.x)
+        network = changed(model, variant.network, seed)
+        self.denoiser = variant.of(model.denoiser, network, NeuralDenoiser)
+        self.learners = [variant.of(one, network, variant.learner) for one in learners]
+        self.known = in_positions(known, variant.rotations, len(learners))
 
-    def _denoiser(self, x: Tensor) -> NeuralDenoiser:
-        mean, variance, spectrum = archive_moments(x)
-        lmax = spectrum.shape[-1] - 1
-        noise = spectrum * (1 + torch.arange(lmax + 1)) ** self.variant.noise_exponent
-        noise = noise * (spectrum.sum(-1) / noise.sum(-1))[:, None]
-        field = GaussianField(Tabulated(noise), lmax, dtype=torch.float32)
-        covariance = self.variant.reference(x, variance, spectrum)
-        return NeuralDenoiser(OrnsteinUhlenbeck(field), self.network, mean, covariance)
+    def train(self, steps: int, seed: int) -> TrainResult:
+        """Train and calibrate."""
+        config = TrainConfig(steps=steps * self.variant.steps, seed=seed, **self.variant.training)
+        amplitude = self.encoder.amplitude
+        return learn(self.denoiser, self.learners, self.known, self.judged, amplitude, config)
 
-    def loss(self, network: nn.Module, indices: Tensor) -> Tensor:
-        """Weighted mean square of F − T; validation maps come after the training maps."""
-        if int(indices[0]) >= self.known:
-            denoiser = self.denoiser
-        else:
-            k = int(indices[0]) % self.count * PARTS // self.count
-            part = self.parts[k]
-            within = part.start + indices % (part.stop - part.start)
-            indices = indices // self.count * self.count + within
-            denoiser = self.learners[k]
-        denoiser.network = network
-        low, high = denoiser.process.schedule.log_snr_range
-        log_noise = self.variant.noise_levels(len(indices), (-high, -low)).clamp(-high, -low)
-        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-        told = denoiser.given(self.season[indices]) if self.season.shape[1] else denoiser
-        error, _ = residual_error(told, self.x[indices], log_noise, generator)
-        return (self.variant.weight(denoiser, log_noise) * error.square()).mean()
+    def draw(self, kind: type[Sampler], steps: int, seed: int) -> Tensor:
+        """A map for each date of the validation maps."""
+        generator = torch.Generator().manual_seed(seed)
+        told = self.judged.split(DRAWN_AT_ONCE)
+        samplers = [kind(conditioned(self.denoiser, part), steps=steps) for part in told]
+        with kind.progress_bar(sum(one.steps for one in samplers), True) as bar:
+            draws = [
+                one.sample((len(part.x),), generator=generator, progress=bar)
+                for one, part in zip(samplers, told, strict=True)
+            ]
+        return torch.cat(draws)
 
-    def train(self, seconds: float, seed: int) -> dict[str, Any]:
-        """Train within the budget; the record of it."""
-        budget = Budget(seconds, seed, batch=BATCH, learning_rate=LEARNING_RATE)
-        training = torch.arange(self.known)
-        validation = torch.arange(self.known, len(self.x))
-        record = train_within(budget, self.network, self.loss, training, validation)
-        self.denoiser.network = self.network
-        return record
 
-    def told(self) -> Denoiser:
-        """The denoiser at the dates of the validation maps."""
-        season = self.season[self.known :]
-        return self.denoiser.given(season) if season.shape[1] else self.denoiser
+def changed(model: Model, make: Network, seed: int) -> nn.Module:
+    """Another network of what the model's knows beforehand, from the same seed."""
+    static = model.network.positional.detach()[:, model.network.config.positional :].T
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(static, model.network.amplitude.T, model.labels.size)
+
+
+def in_positions(fields: Fields, count: int, parts: int) -> Fields:
+    """Fields turned about the axis to so many positions, those of a part together."""
+    if count == 1:
+        return fields
+    fields = fields.at(slice(len(fields.x) // parts * parts))
+    turned = [
+        Fields(rotated(part.x, 2 * math.pi * k / count), part.condition)
+        for part in (fields.at(fold(len(fields.x), k, parts)) for k in range(parts))
+        for k in range(count)
+    ]
+    return Fields(*map(torch.cat, zip(*turned, strict=True)))
 
 
 def rotated(x: Tensor, angle: float) -> Tensor:
@@ -268,11 +271,8 @@ def rotated(x: Tensor, angle: float) -> Tensor:
 
 def mixture(split: Split, seed: int) -> tuple[Encoder, MixtureDenoiser]:
     """Four Gaussians: clusters in the space of the leading principal components."""
-    encoder = locally_scaled(split.encoder, split.training)
-    x = encoder.standardise(split.encoder.anomalies(split.training)).float()
-    _, _, spectrum = archive_moments(x)
-    lmax = spectrum.shape[-1] - 1
-    process = OrnsteinUhlenbeck(GaussianField(Tabulated(spectrum), lmax, dtype=torch.float32))
+    model, known, _ = untrained(split, *split.tuning, seed)
+    x, process = known.x, model.denoiser.process
     flat = (x - x.mean(0)).flatten(1)
     scores = flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:DIRECTIONS].T
     label = torch.from_numpy(
@@ -283,14 +283,15 @@ def mixture(split: Split, seed: int) -> tuple[Encoder, MixtureDenoiser]:
         GaussianDenoiser(process, covariance=Covariance.shrunk(one), mean=one.mean(0))
         for one in members
     ]
-    return encoder, MixtureDenoiser(components, [len(one) / len(x) for one in members])
+    return model.encoder, MixtureDenoiser(components, [len(one) / len(x) for one in members])
 
 
 def judged(split: Split, encoder: Encoder, draws: Tensor) -> dict[str, Any]:
     """The scorecard against validation maps, as JSON holds it."""
+    training, validation = split.tuning
     card: Scorecard = scorecard(
         encoder.anomalies(draws),
-        *(split.encoder.anomalies(x) for x in (split.validation, split.training)),
+        *(split.encoder.anomalies(x) for x in (validation, training)),
         names=encoder.names,
         resamples=50,
         generator=torch.Generator().manual_seed(7),
@@ -301,37 +302,38 @@ def judged(split: Split, encoder: Encoder, draws: Tensor) -> dict[str, Any]:
     }
 
 
-def draw(denoiser: Denoiser, count: int, kind: type[Sampler], steps: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return kind(denoiser, steps=steps).sample((count,), generator=generator, progress=True)
-
-
 def run_variant(name: str, split: Split, options: argparse.Namespace) -> dict[str, Any]:
     """Train, draw, judge."""
-    record: dict[str, Any] = {"variant": name, "budget_seconds": options.seconds, **environment()}
-    count = len(split.validation)
+    record: dict[str, Any] = {"variant": name, **environment()}
+    seed, kept = options.seed + 1, options.output / "default.safetensors"
     if name == MIXTURE:
         encoder, denoiser = mixture(split, options.seed)
+        generator = torch.Generator().manual_seed(seed)
+        sampler = ProbabilityFlow(denoiser, steps=STEPS_DRAWN)
+        x = sampler.sample((len(split.validation),), generator=generator, progress=True)
+        return record | judged(split, encoder, x)
+    ablation = Ablation(VARIANTS.get(name, Variant()), split, options.seed)
+    if name == UNCALIBRATED:
+        ablation.denoiser.load_state_dict(load_file(kept))
+        ablation.denoiser.calibration.reset()
     else:
-        learning = Learning(VARIANTS[name], split, options.seed)
-        record |= {"training": learning.train(options.seconds, options.seed)}
-        encoder, denoiser = learning.encoder, learning.told()
-        if name == "default":
-            save_file(learning.network.state_dict(), options.output / "default.safetensors")
-    x = draw(denoiser, count, ProbabilityFlow, STEPS_DRAWN, options.seed + 1)
-    return record | judged(split, encoder, x)
+        record |= {"training": asdict(ablation.train(options.steps, options.seed))}
+    if name == DEFAULT:
+        save_file(ablation.denoiser.state_dict(), kept)
+    x = ablation.draw(ProbabilityFlow, STEPS_DRAWN, seed)
+    return record | judged(split, ablation.encoder, x)
 
 
 def run_samplers(split: Split, options: argparse.Namespace) -> dict[str, Any]:
     """The default network through every sampler at every number of steps."""
-    learning = Learning(VARIANTS["default"], split, options.seed)
-    learning.network.load_state_dict(load_file(options.output / "default.safetensors"))
+    ablation = Ablation(VARIANTS[DEFAULT], split, options.seed)
+    ablation.denoiser.load_state_dict(load_file(options.output / "default.safetensors"))
     cards = {}
     for kind in SAMPLERS:
         for steps in STEPS:
             print(f"{kind.__name__}, {steps} steps", flush=True)
-            x = draw(learning.told(), len(split.validation), kind, steps, options.seed + 1)
-            cards[f"{kind.__name__} {steps}"] = judged(split, learning.encoder, x)
+            x = ablation.draw(kind, steps, options.seed + 1)
+            cards[f"{kind.__name__} {steps}"] = judged(split, ablation.encoder, x)
     return {"cards": cards, **environment()}
 
 
@@ -350,12 +352,15 @@ def table(lines: list[str], first: str, lead: str) -> str:
 
 def write_tables(output: Path) -> None:
     """Everything that is there."""
-    names = [name for name in [*VARIANTS, MIXTURE] if (output / f"{name}.json").exists()]
+    names = [name for name in NAMES if (output / f"{name}.json").exists()]
     cards = {name: read_json(output / f"{name}.json") for name in names}
-    steps = {name: str(card.get("training", {}).get("steps", "")) for name, card in cards.items()}
-    lines = [line(name, card, steps[name]) for name, card in cards.items()]
+    losses = {
+        name: f"{card['training']['best']:.3f}" if "training" in card else ""
+        for name, card in cards.items()
+    }
+    lines = [line(name, card, losses[name]) for name, card in cards.items()]
     with atomic_write(output / "variants.md") as temporary:
-        temporary.write_text(table(lines, "variant", "steps"), "utf-8")
+        temporary.write_text(table(lines, "variant", "loss"), "utf-8")
     if (output / "samplers.json").exists():
         found = read_json(output / "samplers.json")["cards"]
         lines = []
@@ -414,11 +419,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="ARCHIVES")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--archive", default="pr", choices=archives.NAMES)
-    parser.add_argument("--seconds", type=float, default=160.0, help="of training, each")
+    parser.add_argument("--steps", type=int, default=500, help="of training, each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, MIXTURE],
-                        default=[*VARIANTS, MIXTURE])  # fmt: skip
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--without-samplers", action="store_true")
     options = parser.parse_args()
     archives.require([options.archive], options.folder)

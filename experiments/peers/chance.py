@@ -112,11 +112,10 @@ def table(archive: str, kinds: dict[str, list[list[Any]]]) -> str:
         f"{name}{what}" for name in kinds for what in (", mean", ", range", ", within the aim")
     ]
     lines = [["statistic", *heads], ["---"] * (1 + len(heads))]
-    rows = [
-        k for k, row in enumerate(next(iter(kinds.values()))[0]) if row["group"] != MEMORISATION
-    ]
+    first, *_ = (sets[0] for sets in kinds.values())
+    rows = [k for k, row in enumerate(first) if row["group"] != MEMORISATION]
     for k in rows:
-        cells = [next(iter(kinds.values()))[0][k]["statistic"]]
+        cells = [first[k]["statistic"]]
         for sets in kinds.values():
             numbers = [number(one[k]) for one in sets]
             hits = sum(within(one[k], archive) for one in sets)

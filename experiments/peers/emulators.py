@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -29,9 +30,10 @@ from spherediff.covariance import Covariance
 from spherediff.data import Encoder
 from spherediff.data.amplitude import Amplitude
 from spherediff.data.climatology import inflation
+from spherediff.denoise import NeuralDenoiser
 from spherediff.gaussian import MultivariateGaussianField
 from spherediff.model import Model
-from spherediff.train import Fields, TrainConfig, train
+from spherediff.train import Fields, TrainConfig, TrainResult, train
 
 _CALIBRATION = 43  # times that of a judgement
 
@@ -128,10 +130,8 @@ class SphereDiff:
         every = TrainConfig().evaluate_every
         left = seconds - (clock() - start) - (1 + _CALIBRATION) * judgement
         config = TrainConfig(steps=max(1, int(left / (step + judgement / every))), seed=seed)
-        with tempfile.TemporaryDirectory() as directory:
-            result = train(self.model.denoiser, known, judged, config, directory, learners=learners)
         amplitude = self.model.encoder.amplitude
-        calibrate(self.model.denoiser, known, judged, learners=learners, amplitude=amplitude)
+        result = learn(self.model.denoiser, learners, known, judged, amplitude, config)
         parameters = sum(p.numel() for p in self.model.network.parameters())
         return {"steps": result.step, "parameters": parameters, "validation": asdict(result)}
 
@@ -154,11 +154,26 @@ class SphereDiff:
         return step, max((took[1] - few * step) / 2, 0.0)
 
 
+def learn(
+    denoiser: NeuralDenoiser,
+    learners: Sequence[NeuralDenoiser],
+    known: Fields,
+    judged: Fields,
+    amplitude: Amplitude,
+    config: TrainConfig,
+) -> TrainResult:
+    """Train by cross-fitting, see :func:`spherediff.train.train`, and calibrate."""
+    with tempfile.TemporaryDirectory() as directory:
+        result = train(denoiser, known, judged, config, directory, learners=learners)
+    calibrate(denoiser, known, judged, learners=learners, amplitude=amplitude)
+    return result
+
+
 def untrained(
-    split: Split, training: Tensor, validation: Tensor, seed: int
+    split: Split, training: Tensor, validation: Tensor, seed: int, amplitude_degree: int = 23
 ) -> tuple[Model, Fields, Fields]:
     """The package's model before its training, and its fields to train on and to stop by."""
-    encoder = locally_scaled(split.encoder, training)
+    encoder = locally_scaled(split.encoder, training, amplitude_degree)
     told = split.labels.encode(split.known_told, len(training) + len(validation))
     given_back = inflation(split.encoder.climatology, len(training))  # the cycle is fitted to these
     known, judged = (
@@ -170,7 +185,7 @@ def untrained(
     return model, fields, Fields(judged, told[len(known) :])
 
 
-def locally_scaled(encoder: Encoder, x: Tensor, degree: int = 23) -> Encoder:
+def locally_scaled(encoder: Encoder, x: Tensor, degree: int) -> Encoder:
     """The encoder with the local amplitude of these maps, which it has encoded."""
     anomalies = encoder.anomalies(x)
     amplitude = Amplitude.likeliest(anomalies, min(degree, encoder.lmax))
