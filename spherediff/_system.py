@@ -1,8 +1,10 @@
-"""What is asked of the system: to show a line, to hold back an interrupt, to keep memory."""
+"""What is asked of the system: to show a line, to hold back an interrupt, how much memory."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import signal
 import sys
 import threading
@@ -39,6 +41,14 @@ def deferred_interrupt() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def physical_memory() -> float:
+    """Bytes that this machine has; infinite where that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 def keep_freed_memory() -> None:

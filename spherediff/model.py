@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from spherediff import _model_file, harmonics
 from spherediff._config import from_config, to_config
+from spherediff._system import physical_memory
 from spherediff.calibrate import calibrate
 from spherediff.covariance import Covariance, shrunk_variance
 from spherediff.data import Encoder, Labels, observations
@@ -41,6 +43,7 @@ from spherediff.train import Fields, TrainConfig, TrainResult, fold, train
 
 _SCHEDULES = (LogSNR, ConstantRate)
 _PARTS = 5
+_MATRICES = 10  # modes × modes, float64, at once when a model is built
 _PRIOR = 64  # draws, which what is read of cells is compared with
 _DENSE = 2**26  # numbers in a matrix of observations that is made to save time
 _SMALLEST = 1e-6  # of a coefficient's variance, relative to its degree's or the whole spectrum's
@@ -109,7 +112,8 @@ class Model:
             device: where to train.
 
         Raises:
-            ValueError: fewer than two fields, fields without variance, or shapes that do not fit.
+            ValueError: fewer than two fields, fields without variance, shapes that do not fit, or
+                more modes than this machine has memory for.
         """
         expected = (len(encoder.names), harmonics.count(encoder.lmax))
         coefficients, condition = Fields.of(fields)
@@ -121,6 +125,7 @@ class Model:
         mean, variance, spectrum = archive_moments(coefficients)
         labels = Labels.seasonal(encoder.climatology) if labels is None else labels
         network = network or OperatorConfig(encoder.lmax, len(encoder.names))
+        _require_memory(network)
         static = static_fields(encoder, coefficients, condition, network.lmax)
         network = replace(network, conditions=labels.size, static=len(static))
         with torch.random.fork_rng(devices=[]):
@@ -144,12 +149,15 @@ class Model:
         learner.calibration.load_state_dict(self.denoiser.calibration.state_dict())
         return learner
 
-    def learners(self, coefficients: Tensor) -> list[NeuralDenoiser]:
+    def learners(self, coefficients: Tensor, *, progress: bool = False) -> list[NeuralDenoiser]:
         """The learner with a reference from all but the k-th fifth of the fields, for each k.
+
+        The modes of each take time as the cube of channels · n.
 
         Args:
             coefficients: the training fields of the degrees that the network knows, (N, channels,
                 n), at least ten.
+            progress: show a progress bar.
 
         Raises:
             ValueError: fewer fields, or fields of another shape.
@@ -161,7 +169,7 @@ class Model:
                 f"{tuple(coefficients.shape)}"
             )
         learners = []
-        for k in range(_PARTS):
+        for k in tqdm(range(_PARTS), desc="preparing", leave=False, disable=not progress):
             part = fold(N, k, _PARTS)
             others = torch.cat([coefficients[: part.start], coefficients[part.stop :]])
             mean, variance, _ = archive_moments(others)
@@ -199,7 +207,7 @@ class Model:
             fields._replace(x=harmonics.resize(fields.x, lmax))
             for fields in map(Fields.of, (known, held_out))
         )
-        learners = self.learners(known.x)
+        learners = self.learners(known.x, progress=progress)
         result = train(
             learner,
             known,
@@ -407,6 +415,17 @@ def archive_moments(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spectrum = harmonics.degree_spectrum(x).mean(0)
     spectrum = spectrum.maximum(_SMALLEST**2 * spectrum.amax(-1, keepdim=True))
     return mean, variance.maximum(_SMALLEST * harmonics.expand(spectrum)), spectrum
+
+
+def _require_memory(network: OperatorConfig) -> None:
+    modes = network.channels * harmonics.count(network.lmax)
+    needed, there = _MATRICES * 8 * modes**2, physical_memory()
+    if needed > there:
+        raise ValueError(
+            f"{network.channels} channel(s) to degree {network.lmax} have {modes} modes, whose "
+            f"correlations take {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}: let "
+            "the network learn fewer degrees (--network-lmax), the others stay Gaussian"
+        )
 
 
 def _correlated(encoder: Encoder, x: Tensor, variance: Tensor, lmax: int) -> Covariance:

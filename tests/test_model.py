@@ -533,6 +533,19 @@ def test_unfit_archives_are_refused(spoil, message) -> None:
         Model.build(encoder, spoil(encoder.encode(ds)))
 
 
+def test_more_modes_than_there_is_memory_for_are_refused(monkeypatch) -> None:
+    """Ten matrices of the 2·25 modes, of eight bytes a number: one byte less is not enough."""
+    ds = archive()
+    encoder = Encoder.fit(ds, lmax=LMAX)
+    fields, needed = encoder.encode(ds), 10 * 50**2 * 8
+    monkeypatch.setattr("spherediff.model.physical_memory", lambda: needed)
+    Model.build(encoder, fields)
+    monkeypatch.setattr("spherediff.model.physical_memory", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"to degree 4 have 50 modes.*--network-lmax"):
+        Model.build(encoder, fields)
+    Model.build(encoder, fields, network=OperatorConfig(3, 2))
+
+
 def test_output_that_cannot_be_written_is_reported(model, tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PermissionError, match="cannot write"):

@@ -174,11 +174,11 @@ class Train:
         known = Fields(encoder.encode_training(training), told)
         judged = Fields(encoder.encode(held_out), judged_by)
         network = OperatorConfig(network_lmax, len(encoder.names), **vars(self.network))
+        counts = f"{len(known.x)} samples, {len(judged.x)} held out"
+        say(f"training on {counts}, to lmax {network_lmax}, on {where}")
         model = Model.build(
             encoder, known, labels=labels, network=network, seed=self.seed, device=where
         )
-        counts = f"{len(known.x)} samples, {len(judged.x)} held out"
-        say(f"training on {counts}, to lmax {network_lmax}, on {where}")
         record = invocation.record(
             self.seed,
             archive=list(self.archive),

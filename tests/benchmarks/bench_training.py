@@ -1,10 +1,11 @@
-"""Steps of training in single and in mixed precision.
+"""Steps of training in single and in mixed precision, and what comes before the first.
 
     python tests/benchmarks/bench_training.py [--pairs 10] [--threads 1]
 
 A step is one of the optimiser on a mini-batch of 16 fields up to degree 31, by the network that a
 model has by default for one variable and by that of `speedy-daily` for three.  Runs alternate, and
-ratios are medians over the pairs.
+ratios are medians over the pairs.  Before it there are seven references, of the model and for
+cross-fitting, each of which takes about as long as building a model of one variable.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from __future__ import annotations
 import argparse
 
 import torch
-from bench_transforms import compare, describe_machine
+import xarray as xr
+from bench_transforms import compare, describe_machine, seconds
 
-from spherediff import harmonics
+from spherediff import GaussianField, GaussLegendre, WhittleMatern, harmonics
 from spherediff._precision import multiplies_bfloat16
 from spherediff._system import keep_freed_memory
+from spherediff.data import Encoder
 from spherediff.model import Model
 from spherediff.nn import OperatorConfig, SphericalOperator
 
-BATCH = 16
+BATCH, FIELDS = 16, 200
+LMAX = 31, 47, 63
 
 
 def networks() -> dict[str, OperatorConfig]:
@@ -50,6 +54,28 @@ class Step:
         self.optimiser.step()
 
 
+def maps(lmax: int) -> xr.Dataset:
+    """A Gaussian archive of one variable."""
+    field, grid = GaussianField(WhittleMatern(1.0, 1.0, 0.4), lmax), GaussLegendre(lmax)
+    x = field.sample((FIELDS,), generator=torch.Generator().manual_seed(0))
+    axes = {
+        name: (name, values, {"units": f"degrees_{way}"})
+        for name, values, way in (
+            ("latitude", grid.latitude, "north"),
+            ("longitude", grid.longitude, "east"),
+        )
+    }
+    return xr.Dataset({"field": (("time", *axes), grid.synthesis(x).numpy())}, axes)
+
+
+def building(lmax: int) -> float:
+    """Seconds that a model takes to be built."""
+    ds = maps(lmax)
+    encoder = Encoder.fit(ds, lmax=lmax)
+    fields = encoder.encode(ds)
+    return seconds(lambda: Model.build(encoder, fields))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--pairs", type=int, default=10, help="paired runs of each comparison")
@@ -65,6 +91,10 @@ def main() -> None:
         compare(
             f"a step of training, {name}", Step(config, False), Step(config, True), options.pairs
         )
+    print()
+    for lmax in LMAX:
+        modes = harmonics.count(lmax)
+        print(f"{f'a model of {modes} modes, lmax {lmax}':52s}{building(lmax):9.2f}s", flush=True)
 
 
 if __name__ == "__main__":
