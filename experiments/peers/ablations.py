@@ -190,7 +190,7 @@ VARIANTS = {
     "no places": Variant(network=partial(sized, positional=0)),
     "rotated": Variant(rotations=4),
     "KL weight": Variant(learner=Entropic, training=WIDE),
-    "spectral": Variant(network=networks.SpectralNetwork, steps=15),
+    "spectral": Variant(network=networks.SpectralNetwork, steps=15, training={"patience": 75}),
     "U-Net": Variant(network=networks.SphericalUNet),
 } | {f"noise {k:+g}": Variant(noise_exponent=k) for k in (-2.0, -1.0, 1.0, 2.0)}
 DEFAULT, UNCALIBRATED, MIXTURE = "default", "uncalibrated", "mixture"
