@@ -45,7 +45,8 @@ _DRAWS = 128
 _FIELDS = 1024  # known ones, at most
 _FINEST = 31  # degrees of the grid of places, at most
 _SPACING = 0.5  # in log(σ/α), of the steps
-_PARTS = 8  # of the jackknife; of at least as many fields each
+_FEWEST = 256  # fields: the shape of fewer, which resemble those before them, is mostly noise
+_PARTS = 8  # of the jackknife
 _CLEAR = 2.0  # times its noise: the least power of a departure that draws are to have
 _ROUNDS = 2  # of a step each
 _SLOPE = 1.5  # −d log D/d log e, about
@@ -67,7 +68,7 @@ def amplify(
         generator: of the draws.
         progress: show a progress bar.
     """
-    if len(known.x) < _PARTS**2:
+    if len(known.x) < _FEWEST:
         return
     told, known = known.spread(_DRAWS), known.spread(min(len(known.x), _FIELDS))
     varies = (known.condition != known.condition[:1]).any(0)

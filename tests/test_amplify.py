@@ -156,7 +156,7 @@ def test_noise_calls_for_nothing(network: Damped) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "count"), [(Skewed(0.0), KNOWN), (Skewed(0.8), 50)], ids=["F = 0", "few fields"]
+    ("network", "count"), [(Skewed(0.0), KNOWN), (Skewed(0.8), 255)], ids=["F = 0", "few fields"]
 )
 def test_nothing_is_amplified_where_nothing_can_be_compared(network: Damped, count: int) -> None:
     assert factor(network, skewed_fields(count)) == 1
