@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,14 @@ from spherediff.posterior import PseudoinverseGuidance, Referenced, posterior_re
 from spherediff.process import ConstantRate, LogSNR, OrnsteinUhlenbeck, Schedule
 from spherediff.sample import ProbabilityFlow, Sampler
 from spherediff.spectra import Tabulated
-from spherediff.train import Fields, TrainConfig, TrainResult, fold, train
+from spherediff.train import (
+    Fields,
+    TrainConfig,
+    TrainResult,
+    fold,
+    require_same_settings,
+    train,
+)
 
 _SCHEDULES = (LogSNR, ConstantRate)
 _PARTS = 5
@@ -203,6 +210,9 @@ class Model:
                 which says what else is raised.
         """
         learner, lmax = self.learner(), self.network.config.lmax
+        config, directory = config or TrainConfig(), Path(directory)
+        if resume:
+            require_same_settings(directory, learner, asdict(config))
         known, held_out = (
             fields._replace(x=harmonics.resize(fields.x, lmax))
             for fields in map(Fields.of, (known, held_out))
@@ -213,7 +223,7 @@ class Model:
             known,
             held_out,
             config,
-            Path(directory),
+            directory,
             learners=learners,
             resume=resume,
             progress=progress,

@@ -66,14 +66,13 @@ def run(*arguments):
 
 
 def failure(capsys, *arguments):
-    """The single line that a failing command leaves, on which there may have been a bar."""
+    """The single line that a failing command prints."""
     assert run(*arguments) == 2
-    written = capsys.readouterr().err
-    line = written.rsplit("\r", 1)[-1]
-    assert line.startswith("spherediff: error: ")
-    assert written.count("\n") == 1
-    assert "Traceback" not in written
-    return line
+    captured = capsys.readouterr()
+    assert captured.err.startswith("spherediff: error: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
 
 
 # ---- help ----

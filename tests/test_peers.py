@@ -14,8 +14,7 @@ from spherediff import harmonics
 from spherediff.gaussian import GaussianField
 from spherediff.grids import GaussLegendre
 from spherediff.spectra import Tabulated, WhittleMatern
-from spherediff.train import conditioned
-from spherediff.train.objective import residual_error
+from spherediff.train import Fields, conditioned, residual_error
 
 PEERS = Path(__file__).parent.parent / "experiments" / "peers"
 
@@ -235,7 +234,7 @@ def test_turning_a_field_about_the_axis_shifts_its_longitudes(peer):
 
 def test_turned_fields_are_in_the_part_of_those_that_they_were(peer):
     """The learner of a part has a reference from the others, which must not have its copies."""
-    ablations, Fields = peer("ablations"), peer("ablations").Fields
+    ablations = peer("ablations")
     x = torch.randn(23, 2, 16, generator=torch.Generator().manual_seed(0))
     condition = torch.arange(23.0)[:, None]
     turned = ablations.in_positions(Fields(x, condition), count=4, parts=5)

@@ -194,6 +194,7 @@ VARIANTS = {
     "U-Net": Variant(network=networks.SphericalUNet),
 } | {f"noise {k:+g}": Variant(noise_exponent=k) for k in (-2.0, -1.0, 1.0, 2.0)}
 DEFAULT, UNCALIBRATED, MIXTURE = "default", "uncalibrated", "mixture"
+WEIGHTS = f"{DEFAULT}.safetensors"
 NAMES = (DEFAULT, UNCALIBRATED, *list(VARIANTS)[1:], MIXTURE)
 
 
@@ -305,30 +306,35 @@ def judged(split: Split, encoder: Encoder, draws: Tensor) -> dict[str, Any]:
 def run_variant(name: str, split: Split, options: argparse.Namespace) -> dict[str, Any]:
     """Train, draw, judge."""
     record: dict[str, Any] = {"variant": name, **environment()}
-    seed, kept = options.seed + 1, options.output / "default.safetensors"
+    seed = options.seed + 1
     if name == MIXTURE:
         encoder, denoiser = mixture(split, options.seed)
         generator = torch.Generator().manual_seed(seed)
         sampler = ProbabilityFlow(denoiser, steps=STEPS_DRAWN)
         x = sampler.sample((len(split.validation),), generator=generator, progress=True)
         return record | judged(split, encoder, x)
-    ablation = Ablation(VARIANTS.get(name, Variant()), split, options.seed)
     if name == UNCALIBRATED:
-        ablation.denoiser.load_state_dict(load_file(kept))
+        ablation = trained_default(split, options)
         ablation.denoiser.calibration.reset()
     else:
+        ablation = Ablation(VARIANTS[name], split, options.seed)
         record |= {"training": asdict(ablation.train(options.steps, options.seed))}
     if name == DEFAULT:
-        save_file(ablation.denoiser.state_dict(), kept)
+        save_file(ablation.denoiser.state_dict(), options.output / WEIGHTS)
     x = ablation.draw(ProbabilityFlow, STEPS_DRAWN, seed)
     return record | judged(split, ablation.encoder, x)
 
 
+def trained_default(split: Split, options: argparse.Namespace) -> Ablation:
+    """The first variant as it was kept."""
+    ablation = Ablation(VARIANTS[DEFAULT], split, options.seed)
+    ablation.denoiser.load_state_dict(load_file(options.output / WEIGHTS))
+    return ablation
+
+
 def run_samplers(split: Split, options: argparse.Namespace) -> dict[str, Any]:
     """The default network through every sampler at every number of steps."""
-    ablation = Ablation(VARIANTS[DEFAULT], split, options.seed)
-    ablation.denoiser.load_state_dict(load_file(options.output / "default.safetensors"))
-    cards = {}
+    ablation, cards = trained_default(split, options), {}
     for kind in SAMPLERS:
         for steps in STEPS:
             print(f"{kind.__name__}, {steps} steps", flush=True)

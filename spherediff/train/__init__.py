@@ -32,7 +32,7 @@ same bits as one that was not.
 """
 
 from spherediff.train.batches import fold
-from spherediff.train.checkpoint import CHECKPOINT
+from spherediff.train.checkpoint import CHECKPOINT, require_same_settings
 from spherediff.train.config import TrainConfig, TrainResult, ema_decay, learning_rate
 from spherediff.train.loop import train
 from spherediff.train.objective import (
@@ -56,6 +56,7 @@ __all__ = [
     "fold",
     "held_out_loss",
     "learning_rate",
+    "require_same_settings",
     "residual_error",
     "residual_target",
     "train",

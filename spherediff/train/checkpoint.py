@@ -142,20 +142,36 @@ def identity_of(
     denoiser: NeuralDenoiser, archive: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What has to be the same for a checkpoint to make sense, as JSON returns it."""
-    channels, n = denoiser.process.event_shape
     moments = {"mean": denoiser.mean, "variance": denoiser.covariance.variance}
     moments["noise"] = denoiser.process.field.degree_variance
     shapes = {name: list(p.shape) for name, p in denoiser.network.named_parameters()}
-    identity = {
-        "lmax": harmonics.band_limit(n),
-        "channels": channels,
+    identity = _settings_of(denoiser, config) | {
         "network": shapes,
         "schedule": repr(denoiser.process.schedule),
         "process": {name: fingerprint(x) for name, x in moments.items()},
         "archive": {name: fingerprint(x) for name, x in archive.items()},
-        "config": dict(config),
     }
     return json.loads(json.dumps(identity))
+
+
+def require_same_settings(
+    directory: Path, denoiser: NeuralDenoiser, config: Mapping[str, Any]
+) -> None:
+    """Refuse a checkpoint of other settings before anything else is made for it.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint in ``directory``.
+        ValueError: it is damaged, or of another lmax, number of channels or configuration.
+    """
+    path = directory / CHECKPOINT
+    header, _ = _tensors.read(path, "checkpoint")
+    _check_settings(header, json.loads(json.dumps(_settings_of(denoiser, config))), path)
+
+
+def _settings_of(denoiser: NeuralDenoiser, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the identity is chosen, not made."""
+    channels, n = denoiser.process.event_shape
+    return {"lmax": harmonics.band_limit(n), "channels": channels, "config": dict(config)}
 
 
 def fingerprint(x: Tensor) -> list[float]:
@@ -173,7 +189,7 @@ def fingerprint(x: Tensor) -> list[float]:
     return [math.sqrt(square), mixed]
 
 
-def _check_identity(header: dict[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+def _check_settings(header: dict[str, Any], settings: Mapping[str, Any], path: Path) -> None:
     if header.get("format") != _FORMAT:
         raise ValueError(
             f"the checkpoint {path} has format {header.get('format')}, expected {_FORMAT}: "
@@ -181,20 +197,25 @@ def _check_identity(header: dict[str, Any], identity: Mapping[str, Any], path: P
         )
     stored = header["identity"]
     for name in ("lmax", "channels"):
-        if stored[name] != identity[name]:
+        if stored[name] != settings[name]:
             raise ValueError(
-                f"the checkpoint {path} has {name} {stored[name]}, this training {identity[name]}"
+                f"the checkpoint {path} has {name} {stored[name]}, this training {settings[name]}"
             )
-    if stored["config"] != identity["config"]:
+    if stored["config"] != settings["config"]:
         differing = ", ".join(
             f"{key} was {stored['config'].get(key)} and is {value}"
-            for key, value in identity["config"].items()
+            for key, value in settings["config"].items()
             if stored["config"].get(key) != value
         )
         raise ValueError(
             f"the checkpoint {path} belongs to another configuration ({differing}); "
             "resume with the same one or start in another directory"
         )
+
+
+def _check_identity(header: dict[str, Any], identity: Mapping[str, Any], path: Path) -> None:
+    _check_settings(header, identity, path)
+    stored = header["identity"]
     for name, same in (
         ("network", stored["network"] == identity["network"]),
         ("schedule", stored["schedule"] == identity["schedule"]),
