@@ -18,9 +18,10 @@ channel by channel.  ⟨·, ·⟩ is over places by area, and over those parts o
 noise, by the variance that they would have if nothing depended on labels: a climatology that is
 removed leaves no μ, for example.  F ← eF makes up for D by e = D^{2/3}, nearly: skewness and
 kurtosis grow like e², as what is amplified takes z to where F is larger, and γ like e.  A second
-such step leaves little.  D is known as well as its values without one part of fields and draws or
-another agree (the jackknife), and what that leaves open of log D is shrunk away (James & Stein
-1961).
+step, by the slope that the first has shown, leaves little.  D is known as well as its values
+without one part of fields and draws or another agree (the jackknife), and what that leaves open of
+log D is shrunk away (James & Stein 1961).  Fields of successive times resemble each other: parts
+are of fields that follow each other, and the noise n is that between parts.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ _DRAWS = 128
 _FIELDS = 1024  # known ones, at most
 _FINEST = 31  # degrees of the grid of places, at most
 _SPACING = 0.5  # in log(σ/α), of the steps
-_FEWEST = 256  # fields: the shape of fewer, which resemble those before them, is mostly noise
-_PARTS = 8  # of the jackknife
+_FEWEST = 256  # fields: of fewer a network knows by heart what they have beyond a Gaussian law
+_PARTS = 8  # of fields or draws, of which each is taken for independent of the others
 _CLEAR = 2.0  # times its noise: the least power of a departure that draws are to have
 _ROUNDS = 2  # of a step each
-_SLOPE = 1.5  # −d log D/d log e, about
+_SLOPE = 1.5  # −d log D/d log e, about, for the first step; later ones within a factor of 2
 _LIMIT = math.log(2.0)  # of |log e|
 _BATCH = 64
 
@@ -82,13 +83,18 @@ def amplify(
     fields = places.sample(known.x, known.condition[:, varies])
     chance = drawn(lambda _: _Gaussian(denoiser))
     e = denoiser.calibration.e
-    log_e, kept = torch.zeros(len(e)), torch.zeros(len(e))
+    log_e = before = step = kept = torch.zeros(len(e))
+    slope = torch.full_like(log_e, _SLOPE)
     for k in tqdm(range(_ROUNDS), desc="amplifying", leave=False, disable=not progress):
         samples = fields, drawn(partial(conditioned, denoiser)), chance
         log_D = _log_shortfall(*samples)
         if k == 0 and not (kept := _beyond_chance(log_D, *samples)).any():
             return
-        log_e = (log_e + log_D / _SLOPE).clamp(-_LIMIT, _LIMIT)
+        if k > 0:
+            shown = ((before - log_D) / step).nan_to_num(*3 * [_SLOPE])
+            slope = shown.clamp(_SLOPE / 2, 2 * _SLOPE)
+        before, step = log_D, log_D / slope
+        log_e = (log_e + step).clamp(-_LIMIT, _LIMIT)
         e.copy_(log_e.exp())
     e.copy_((kept * log_e).exp())
 
@@ -158,8 +164,8 @@ class _Sample(NamedTuple):
     share: Tensor
 
     def without(self, k: int) -> _Sample:
-        """All but the k-th of the parts, which are interleaved."""
-        kept = torch.arange(len(self.z)) % _PARTS != k
+        """All but the k-th of the parts."""
+        kept = self._part() != k
         return self._replace(z=self.z[kept], c=self.c[kept])
 
     def departure(self) -> Tensor:
@@ -167,11 +173,25 @@ class _Sample(NamedTuple):
         return torch.cat([torch.tensordot(fit, v, dims=1) for fit, v in self._terms()])
 
     def noise(self) -> Tensor:
-        """Its variance where nothing departs, (2k + 2, channels, 1)."""
+        """Its variance if parts are independent, mean over points; shape (2k + 2, channels, 1)."""
+        part, variances = self._part(), []
+        for fit, v in self._terms():
+            off = v - v.mean(0)
+            sums = [torch.tensordot(fit[:, part == k], off[part == k], 1) for k in range(_PARTS)]
+            beyond = torch.stack(sums) - sum(sums) / _PARTS
+            variances.append(_PARTS / (_PARTS - 1) * beyond.square().sum(0) @ self.share)
+        return torch.cat(variances)[..., None]
+
+    def unit(self) -> Tensor:
+        """Its variance if samples were independent and nothing departed, as :meth:`noise`."""
         variances = [
             fit.square().sum(1)[:, None] * (v.var(0) @ self.share) for fit, v in self._terms()
         ]
         return torch.cat(variances)[..., None]
+
+    def _part(self) -> Tensor:
+        """Which of the parts each sample belongs to: they follow each other."""
+        return torch.arange(len(self.z)) * _PARTS // len(self.z)
 
     def _terms(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is averaged over samples: weights (rows, samples), and values in the shape of z."""
@@ -188,7 +208,7 @@ def _log_shortfall(fields: _Sample, draws: _Sample, chance: _Sample) -> Tensor:
     """log D of each channel, or 0 where there is nothing to compare."""
     noise, known = fields.noise(), fields.departure()
     power = (known.square() @ fields.share)[..., None]
-    weight = (power > _CLEAR * noise) * fields.share / noise
+    weight = (power > _CLEAR * noise) * fields.share / fields.unit()
     drawn = draws.departure() - chance.departure()
     D = (weight * (known.square() - noise)).sum((0, 2)) / (weight * known * drawn).sum((0, 2))
     return D.log().nan_to_num(0, 0, 0)

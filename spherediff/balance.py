@@ -52,7 +52,7 @@ from spherediff.streams import open_source
 from spherediff.train import Fields, conditioned, fold
 
 _DRAWS = 256
-_LOWEST = 4  # degrees taken for one octave: each by itself has too few coefficients to tell
+_LOWEST = 4  # degrees below it are one octave, but for the mean: one has few coefficients to tell
 _SPACING = 0.25  # in log(σ/α), of the steps: twice that lets draws gain 2 % of their power
 _BATCH = 64
 
@@ -98,11 +98,12 @@ def balance(
 
 
 class Octaves:
-    """⟨v, w⟩_o of what a network knows, o of degrees 0–3, 4–7, 8–15 and so on; float64."""
+    """⟨v, w⟩_o of what a network knows, o of degrees 0, 1–3, 4–7, 8–15 and so on; float64."""
 
     def __init__(self, denoiser: NeuralDenoiser, amplitude: Amplitude | None = None) -> None:
         channels, degrees = denoiser.calibration.c.shape[1:]
-        self.of_degree = torch.tensor([(ell // _LOWEST).bit_length() for ell in range(degrees)])
+        lengths = [(ell // _LOWEST).bit_length() for ell in range(1, degrees)]
+        self.of_degree = torch.tensor([0, *(1 + length for length in lengths)])
         self.amplitude = amplitude or Amplitude(torch.zeros(channels, 1))
         self._noise_std = denoiser.process.field.std_per_coefficient.cpu().double()
 
@@ -216,12 +217,14 @@ class _Balanced(ResidualDenoiser):
 def _beyond_noise(mean: Tensor, variance: Tensor, group: Tensor) -> Tensor:
     """Means shrunk to zero group by group, given the variances of their noise; shape (channels, n).
 
+    Noise is taken for the most that it is likely to be, 1 + 2√(2/k) times its mean in a group of k.
     Those of no group, beyond the first of each channel, become zero.
     """
     n, size = group.shape[-1], int(group.max()) + 1
-    power, noise = (
+    power, noise, count = (
         x.new_zeros(size).index_add(0, group.flatten(), x[..., :n].flatten())
-        for x in (mean.square(), variance)
+        for x in (mean.square(), variance, torch.ones_like(mean))
     )
-    kept = (1 - noise / power).clamp(min=0).nan_to_num(0)[group]
+    likely = (1 + 2 * (2 / count).sqrt()) * noise
+    kept = (1 - likely / power).clamp(min=0).nan_to_num(0)[group]
     return nn.functional.pad(kept * mean[..., :n], (0, mean.shape[-1] - n))

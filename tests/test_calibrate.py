@@ -279,13 +279,14 @@ def test_calibrated_residuals_obey_the_identities_of_a_conditional_expectation()
 
 # --- the law of the draws ---------------------------------------------------------------------
 
-OCTAVE = harmonics.degrees(LMAX) // 4  # degrees 0–3 and 4–7
+UPPER = (harmonics.degrees(LMAX) >= 4).long()  # degrees 0–3 and 4–7
+OCTAVE = UPPER + (harmonics.degrees(LMAX) > 0)  # degrees 0, 1–3 and 4–7
 
 
 def octave_power(x: Tensor) -> Tensor:
     """Mean power of the coefficients of degrees 0–3 and 4–7 of each channel."""
     power = x.square().mean(0)
-    return torch.stack([power[:, o == OCTAVE].mean(1) for o in (0, 1)])
+    return torch.stack([power[:, o == UPPER].mean(1) for o in (0, 1)])
 
 
 class Growing(nn.Module):
@@ -335,7 +336,7 @@ def test_an_octave_keeps_its_power_though_strong_coefficients_gain_and_weak_ones
     known = Fields.of(torch.zeros(8, CHANNELS, 64, dtype=torch.float64))  # only their number counts
     balance(denoiser, known, (), None, generator, progress=False)
     x = ProbabilityFlow(denoiser, steps=48).sample((400,), generator=generator)
-    for o in (0, 1):  # 32 and 96 coefficients
+    for o in range(3):  # of 2, 30 and 96 coefficients
         power, expected = (v[..., o == OCTAVE].sum((-1, -2)) for v in (x.square(), variance))
         error = float((power / expected).mean() - 1)
         assert abs(error) < 0.02 + 4 * float((power / expected).std()) / 20  # false alarm: 1.3e-4
@@ -343,7 +344,7 @@ def test_an_octave_keeps_its_power_though_strong_coefficients_gain_and_weak_ones
 
 def of_unequal_octaves(count: int, seed: int) -> Tensor:
     """Fields with the variances 0.7 and 1.4 in degrees 0–3 and 4–7."""
-    std = torch.tensor([0.7, 1.4], dtype=torch.float64).sqrt()[OCTAVE]
+    std = torch.tensor([0.7, 1.4], dtype=torch.float64).sqrt()[UPPER]
     generator = torch.Generator().manual_seed(seed)
     return std * torch.randn(count, CHANNELS, 64, generator=generator, dtype=torch.float64)
 
@@ -427,7 +428,7 @@ def test_what_known_fields_call_for_is_their_mean_over_noise(log_noise) -> None:
         sums.append(octaves.sums((fields[0] * fields[1]).sum(0)))
     found = torch.stack(sums)
     error = found.std(0) / math.sqrt(len(found))
-    assert called_for.shape == (CHANNELS, 2)
+    assert called_for.shape == (CHANNELS, 3)  # degrees 0, 1–3 and 4–7
     assert ((called_for - found.mean(0)).abs() < 5 * error).all()
     assert (called_for.abs() > 15 * error).any()
 
@@ -479,14 +480,24 @@ def test_a_mean_that_is_right_is_left_alone() -> None:
     assert float(denoiser.calibration.d.square().sum(-1).max()) < 2e-4
 
 
-def test_means_are_shrunk_by_the_share_of_noise_in_their_group() -> None:
+def test_means_are_shrunk_by_the_share_of_likely_noise_in_their_group() -> None:
+    """1 + 2√2 times that of one mode, 1 + 2√(2/3) times that of three: 0.383 of 1, 13.2 of 25."""
     group = torch.tensor([[0, 1, 1], [1, 2, 2]])
     mean = torch.tensor([[0.1, 3.0, 0.0, 7.0], [4.0, 0.1, -0.1, 7.0]], dtype=torch.float64)
     variance = torch.tensor([[0.001, 2.0, 2.5, 1.0], [0.5, 0.2, 0.2, 1.0]], dtype=torch.float64)
-    expected = torch.tensor([[0.09, 2.4, 0.0, 0.0], [3.2, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    one, three = 1 - 0.1 * (1 + 8**0.5), 1 - 0.2 * (1 + 2 * (2 / 3) ** 0.5)
+    expected = torch.zeros_like(mean)
+    expected[0, 0], expected[0, 1], expected[1, 0] = 0.1 * one, 3 * three, 4 * three
     torch.testing.assert_close(_beyond_noise(mean, variance, group), expected)
     nothing = torch.zeros_like(mean)
     assert not _beyond_noise(nothing, nothing, group).any()
+
+
+def test_the_noise_of_single_modes_is_seldom_taken_for_a_mean() -> None:
+    """P(χ²_1 > 1 + 2√2) = 0.0504 of 10000, give or take 0.0022; a third if noise is its mean."""
+    noise = torch.randn(1, 10000, generator=torch.Generator().manual_seed(43), dtype=torch.float64)
+    found = _beyond_noise(noise, torch.ones_like(noise), torch.arange(10000)[None])
+    assert float((found != 0).double().mean()) == pytest.approx(0.0504, abs=0.01)
 
 
 # --- its use ----------------------------------------------------------------------------------
