@@ -63,6 +63,7 @@ bench: $(VENV)/.stamp-bench ## measure speed against healpy and torch-harmonics
 	  echo "== $$script"; $(BIN)/python "$$script"; done
 
 docs: $(VENV)/.stamp-docs ## build the documentation into docs/_build/html
+	rm -rf docs/generated
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
