@@ -144,7 +144,9 @@ def _figure(value, error, other, other_error, options) -> None:
         title=f"{options.variable}: a network for degrees up to {LOW}, a model up to {HIGH}",
     )  # fmt: skip
     ax.text(LOW + 1.2, 1.33, "beyond the network", color="0.35")
-    ax.legend(loc="upper left", frameon=False, title="mean ± 2 standard errors")
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(0.1, 1), frameon=False, title="mean ± 2 standard errors"
+    )
     figure.savefig(options.output / "resolution.png", dpi=120)
 
 
