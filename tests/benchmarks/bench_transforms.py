@@ -137,6 +137,7 @@ def differentiable_synthesis(pairs: int) -> None:
     aims = {32: 2.5, 64: 2.2, 128: 1.6}  # the others have grids of 2ᵏ longitudes
     for lmax in (31, 32, 63, 64, 127, 128):
         one_differentiable_synthesis(lmax, aims.get(lmax), pairs)
+    one_differentiable_synthesis(1, None, pairs, batch=1)  # what calls cost without numbers
 
 
 def one_differentiable_synthesis(
@@ -153,7 +154,7 @@ def one_differentiable_synthesis(
     gradient = torch.randn(batch, *grid.shape)
     assert float((peer(square) - grid.synthesis(a)).norm() / grid.synthesis(a).norm()) < 1e-5
     compare(
-        f"GL synthesis and gradient, lmax {lmax}, torch-harmonics",
+        f"GL synthesis and gradient, {batch} × lmax {lmax}, torch-harmonics",
         lambda: differentiate(peer, square, gradient),
         lambda: differentiate(grid.synthesis, a, gradient),
         5 * pairs,
