@@ -1,5 +1,7 @@
 """Every grid: the harmonics themselves, adjoints, round trips, derivatives, batches, devices."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import healpy as hp
 import numpy as np
 import pytest
@@ -232,6 +234,48 @@ def test_gauss_legendre_with_other_longitudes_and_band_limits(nlon, lmax):
     assert relative(grid.synthesis(a), torch.tensordot(a, matrix, dims=1)) < 1e-12
     if lmax <= 10:
         assert relative(grid.analysis(grid.synthesis(a), lmax), a) < 1e-13
+
+
+@pytest.mark.parametrize("lmax", [7, 8], ids=["no ring at the equator", "one"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_nothing_is_left_of_an_earlier_transform(lmax, kept, monkeypatch):
+    """Its memory serves the next one: of NaN, of the transpose, of another band limit or number."""
+    gauss_legendre._engine.cache_clear()
+    monkeypatch.setattr(gauss_legendre, "_KEPT", 2**20 if kept else 0)
+    grid, a = GaussLegendre(8), draw(3, lmax=lmax)
+    v = grid.synthesis(a)
+    b = grid.adjoint(v, lmax)
+    missing = torch.full_like(v, torch.nan)
+    for _ in range(2):
+        assert grid.adjoint(missing, lmax).isnan().all()
+        assert torch.equal(grid.synthesis(a), v)
+        assert grid.synthesis(torch.full_like(a, torch.nan)).isnan().all()
+        assert torch.equal(grid.adjoint(v, lmax), b)
+        assert torch.equal(grid.synthesis(a[:2]), v[:2])
+
+
+def test_a_transform_in_inference_mode_leaves_others_their_gradient():
+    gauss_legendre._engine.cache_clear()
+    grid, a = GaussLegendre(7), draw(3, lmax=7)
+    with torch.inference_mode():
+        expected = grid.synthesis(a)
+    leaf = a.clone().requires_grad_()
+    values = grid.synthesis(leaf)
+    values.backward(values.detach())
+    assert torch.equal(values, expected)
+    with torch.inference_mode():
+        assert torch.equal(grid.adjoint(values.detach(), 7), leaf.grad)
+
+
+def test_threads_do_not_meet_in_one_transform():
+    grid, fields = GaussLegendre(15), [draw(4, lmax=15) * k for k in range(1, 5)]
+    expected = [grid.synthesis(a) for a in fields]
+
+    def agrees(k):
+        return all(torch.equal(grid.synthesis(fields[k]), expected[k]) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(agrees, range(4)))
 
 
 def test_gauss_legendre_refuses_impossible_sizes():

@@ -43,6 +43,9 @@ _ORDERS_PER_BLOCK = 24
 # At a time, so that what lies between the steps stays near the processor.
 _FIELDS = 128
 
+# Numbers in the room of a transform that is kept for the next: above, making it costs nothing.
+_KEPT = 2**20
+
 
 class GaussLegendre(Grid):
     """lmax + 1 Gauss latitudes from north to south times equidistant longitudes from 0 eastward.
@@ -165,17 +168,6 @@ class _Block(NamedTuple):
     places: slice
     legendre: Tensor
 
-    def of(self, x: Tensor) -> Tensor:
-        """What stands at its places, (row, place) → (m, row, k)."""
-        orders, degrees, _ = self.legendre.shape
-        return x[:, self.places].view(len(x), orders, degrees).transpose(0, 1)
-
-    def project(self, rings: Tensor, x: Tensor) -> None:
-        """Write twice the sums over latitude, of (m, row, θ), to its places in (place, row)."""
-        orders, degrees, _ = self.legendre.shape
-        out = x[self.places].view(orders, degrees, -1)
-        torch.baddbmm(out, self.legendre, rings.mT, beta=0, alpha=2, out=out)
-
 
 class _Blocks(NamedTuple):
     """Blocks of the same orders: their rows, and degrees for which λ is even and odd about 0°."""
@@ -183,6 +175,65 @@ class _Blocks(NamedTuple):
     rows: slice
     even: _Block
     odd: _Block
+
+
+class _Views(NamedTuple):
+    """What belongs to the orders of one pair of blocks, in a room.
+
+    Attributes:
+        coefficients: of even and odd ℓ − m, each (m, row, k).
+        projections: of even and odd ℓ − m, each (m, k, row), in the same memory.
+        north, south, odd: sums over degrees on the hemispheres, and of odd ℓ − m; (m, row, θ).
+    """
+
+    coefficients: tuple[Tensor, Tensor]
+    projections: tuple[Tensor, Tensor]
+    north: Tensor
+    south: Tensor
+    odd: Tensor
+
+
+class _Room:
+    """Memory of the steps of a transform, and views of it.
+
+    To make them anew costs as much as all numbers do at low band limits.
+
+    Attributes:
+        numbers: how many there are.
+        spread: coefficients of m and −m at all places, each (field, place).
+        collected: projections, (place and sign, field).
+        waves: A_m and B_m on each hemisphere, poles first, (nlon, field, θ).
+        zonal, beyond: of these on both, m = 0 and orders that the fields do not have.
+        empty: of no order; it stands before A_0, so that A_m and B_m have the same place for all m.
+        equator: on the south, which does not have it.
+        blocks: views for each pair of blocks.
+    """
+
+    def __init__(self, engine: _Products, fields: int) -> None:
+        table, places = engine.blocks[0].even.legendre, len(engine.plus)
+        x = table.new_empty(2 * fields * places)
+        rings = table.new_empty(2, engine.nlon + 1, fields, engine.north)
+        self.numbers = x.numel() + rings.numel()
+        self.spread = x.view(2, fields, places).unbind()
+        self.collected = x.view(2 * places, fields)
+        north, south = rings
+        self.waves = north[1:], south[1:, :, : engine.south]
+        self.empty, self.zonal, self.beyond = rings[:, 0], rings[:, 1], rings[:, engine.rows :]
+        self.equator = south[..., engine.south :]
+        self.blocks = []
+        for rows, *pair in engine.blocks:
+            near, far = _by_order(north[rows]), _by_order(south[rows])
+            given = [x.view(-1, places)[:, block.places] for block in pair]
+            taken = [x.view(places, -1)[block.places] for block in pair]
+            sizes = [block.legendre.shape[:2] for block in pair]
+            coefficients = [
+                v.unflatten(1, n).transpose(0, 1) for v, n in zip(given, sizes, strict=True)
+            ]
+            projections = [v.unflatten(0, n) for v, n in zip(taken, sizes, strict=True)]
+            views = _Views(
+                tuple(coefficients), tuple(projections), near, far, torch.empty_like(near)
+            )
+            self.blocks.append(views)
 
 
 class _Products:
@@ -218,61 +269,65 @@ class _Products:
                 order.append(m.expand_as(ell).flatten())
             self.blocks.append(_Blocks(slice(2 * first, 2 * last), *pair))
         spread, collect = _exchange(lmax, torch.cat(degree), torch.cat(order))
-        self.spread, self.collect = spread.to(device), collect.to(device)
+        self.plus, self.minus = spread.to(device)
+        self.collect = collect.to(device)
+        self._spare: dict[int, _Room] = {}
 
     def synthesis(self, a: Tensor) -> Tensor:
         values = a.new_empty(len(a), self.nlat, self.nlon)
-        for first in range(0, len(a), _FIELDS):
-            some = slice(first, first + _FIELDS)
-            self._synthesise(a[some], values[some])
+        for part, out in zip(a.split(_FIELDS), values.split(_FIELDS), strict=True):
+            room = self._room(len(part))
+            self._synthesise(part, out, room)
+            self._keep(len(part), room)
         return values
 
     def adjoint(self, values: Tensor) -> Tensor:
         a = values.new_empty(len(values), len(self.collect))
-        for first in range(0, len(a), _FIELDS):
-            some = slice(first, first + _FIELDS)
-            self._project(values[some], a[some])
+        for part, out in zip(values.split(_FIELDS), a.split(_FIELDS), strict=True):
+            room = self._room(len(part))
+            self._project(part, out, room)
+            self._keep(len(part), room)
         return a
 
-    def _synthesise(self, a: Tensor, values: Tensor) -> None:
-        x = a.new_empty(2, len(a), self.spread.shape[1])
-        torch.index_select(a, 1, self.spread[0], out=x[0])
-        torch.index_select(a, 1, self.spread[1], out=x[1])
-        x = x.flatten(0, 1)
-        rings = self._rings(values)
-        rings[:, self.rows :].zero_()
-        north, south = rings[0], rings[1]
-        for rows, even, odd in self.blocks:
-            sums = _by_order(north[rows])
-            torch.bmm(even.of(x), even.legendre, out=sums)
-            odd_sums = torch.bmm(odd.of(x), odd.legendre)
-            torch.sub(sums, odd_sums, out=_by_order(south[rows]))
-            sums += odd_sums
+    def _synthesise(self, a: Tensor, values: Tensor, room: _Room) -> None:
+        torch.index_select(a, 1, self.plus, out=room.spread[0])
+        torch.index_select(a, 1, self.minus, out=room.spread[1])
+        room.beyond.zero_()
+        for (_, even, odd), at in zip(self.blocks, room.blocks, strict=True):
+            torch.bmm(at.coefficients[0], even.legendre, out=at.north)
+            torch.bmm(at.coefficients[1], odd.legendre, out=at.odd)
+            torch.sub(at.north, at.odd, out=at.south)
+            at.north.add_(at.odd)
         values = values.permute(2, 0, 1)
-        sum_waves(north[1:], values[..., : self.north])
-        sum_waves(south[1:, :, : self.south], values[..., self.north :], mirrored=True)
+        sum_waves(room.waves[0], values[..., : self.north])
+        sum_waves(room.waves[1], values[..., self.north :], mirrored=True)
 
-    def _project(self, values: Tensor, a: Tensor) -> None:
-        rings = self._rings(values)
-        north, south = rings[0], rings[1]
+    def _project(self, values: Tensor, a: Tensor, room: _Room) -> None:
         values = values.permute(2, 0, 1)
-        project_waves(values[..., : self.north], north[1:])
-        project_waves(values[..., self.north :], south[1:, :, : self.south], mirrored=True)
-        rings[:, 0].zero_()
-        rings[:, 1].mul_(0.5)
-        if self.north > self.south:  # the equator
-            south[..., -1].zero_()
-        x = values.new_empty(self.spread.shape[1], 2 * len(a))
-        for rows, even, odd in self.blocks:
-            near, far = _by_order(north[rows]), _by_order(south[rows])
-            odd.project(near - far, x)
-            near += far
-            even.project(near, x)
-        a.copy_(x.view(-1, len(a)).index_select(0, self.collect).T)
+        project_waves(values[..., : self.north], room.waves[0])
+        project_waves(values[..., self.north :], room.waves[1], mirrored=True)
+        room.empty.zero_()
+        room.zonal.mul_(0.5)
+        room.equator.zero_()
+        for (_, even, odd), at in zip(self.blocks, room.blocks, strict=True):
+            torch.sub(at.north, at.south, out=at.odd)
+            at.north.add_(at.south)
+            for block, sums, x in zip((even, odd), (at.north, at.odd), at.projections, strict=True):
+                torch.baddbmm(x, block.legendre, sums.mT, beta=0, alpha=2, out=x)
+        a.copy_(room.collected.index_select(0, self.collect).T)
 
-    def _rings(self, values: Tensor) -> Tensor:
-        """Room for A_m and B_m on both hemispheres, poles first, (2, row, field, θ)."""
-        return values.new_empty(2, self.nlon + 1, len(values), self.north)
+    def _room(self, fields: int) -> _Room:
+        """The one that was kept, for this thread alone, or another."""
+        kept = self._spare.pop(fields, None)
+        if kept is not None:
+            return kept
+        with torch.inference_mode(False):  # else it could be of use in that mode alone
+            return _Room(self, fields)
+
+    def _keep(self, fields: int, room: _Room) -> None:
+        """For the next transform of as many fields, unless another may begin before this ends."""
+        if room.collected.is_cpu and room.numbers <= _KEPT:
+            self._spare = {fields: room}
 
 
 def _edges(lmax: int) -> list[int]:
