@@ -204,7 +204,6 @@ class _Room:
         collected: projections, (place and sign, field).
         waves: A_m and B_m on each hemisphere, poles first, (nlon, field, θ).
         zonal, beyond: of these on both, m = 0 and orders that the fields do not have.
-        empty: of no order; it stands before A_0, so that A_m and B_m have the same place for all m.
         equator: on the south, which does not have it.
         blocks: views for each pair of blocks.
     """
@@ -218,7 +217,7 @@ class _Room:
         self.collected = x.view(2 * places, fields)
         north, south = rings
         self.waves = north[1:], south[1:, :, : engine.south]
-        self.empty, self.zonal, self.beyond = rings[:, 0], rings[:, 1], rings[:, engine.rows :]
+        self.zonal, self.beyond = rings[:, 1], rings[:, engine.rows :]
         self.equator = south[..., engine.south :]
         self.blocks = []
         for rows, *pair in engine.blocks:
@@ -306,7 +305,6 @@ class _Products:
         values = values.permute(2, 0, 1)
         project_waves(values[..., : self.north], room.waves[0])
         project_waves(values[..., self.north :], room.waves[1], mirrored=True)
-        room.empty.zero_()
         room.zonal.mul_(0.5)
         room.equator.zero_()
         for (_, even, odd), at in zip(self.blocks, room.blocks, strict=True):
