@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+import torch
 from hypothesis import settings
 
 # Figures are drawn without a display; pyplot reads this when it is first imported.
@@ -10,3 +12,9 @@ os.environ["MPLBACKEND"] = "Agg"
 # The same examples in every run, and no limit on time: a shared machine may stall for seconds.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights that a test draws from the global generator are the same in every run."""
+    torch.manual_seed(0)
