@@ -102,8 +102,8 @@ class Octaves:
 
     def __init__(self, denoiser: NeuralDenoiser, amplitude: Amplitude | None = None) -> None:
         channels, degrees = denoiser.calibration.c.shape[1:]
-        lengths = [(ell // _LOWEST).bit_length() for ell in range(1, degrees)]
-        self.of_degree = torch.tensor([0, *(1 + length for length in lengths)])
+        ell = range(degrees)
+        self.of_degree = torch.tensor([min(k, 1) + (k // _LOWEST).bit_length() for k in ell])
         self.amplitude = amplitude or Amplitude(torch.zeros(channels, 1))
         self._noise_std = denoiser.process.field.std_per_coefficient.cpu().double()
 

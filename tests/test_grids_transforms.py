@@ -239,7 +239,7 @@ def test_gauss_legendre_with_other_longitudes_and_band_limits(nlon, lmax):
 @pytest.mark.parametrize("lmax", [7, 8], ids=["no ring at the equator", "one"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_nothing_is_left_of_an_earlier_transform(lmax, kept, monkeypatch):
-    """Its memory serves the next one: of NaN, of the transpose, of another band limit or number."""
+    """Its memory serves the next one: of NaN, of the transpose, of another number."""
     gauss_legendre._engine.cache_clear()
     monkeypatch.setattr(gauss_legendre, "_KEPT", 2**20 if kept else 0)
     grid, a = GaussLegendre(8), draw(3, lmax=lmax)
