@@ -39,7 +39,7 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.grids import HEALPix, Points, _packed
-from spherediff.grids.gauss_legendre import legendre
+from spherediff.grids._legendre import legendre
 
 _FINEST = 2048  # parts of the meridian that places are told apart by
 _AT_ONCE = 128  # latitudes

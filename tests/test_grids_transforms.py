@@ -1,5 +1,8 @@
 """Every grid: the harmonics themselves, adjoints, round trips, derivatives, batches, devices."""
 
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import healpy as hp
@@ -9,7 +12,7 @@ import torch
 from scipy.special import sph_harm_y
 
 from spherediff import harmonics
-from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points, gauss_legendre
+from spherediff.grids import GaussLegendre, HEALPix, LatLon, Points, _lanes, gauss_legendre
 
 RNG = np.random.default_rng(5)
 LATITUDE, LONGITUDE = np.degrees(np.arcsin(RNG.uniform(-1, 1, 37))), RNG.uniform(-200, 400, 37)
@@ -28,6 +31,14 @@ every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 invertible = pytest.mark.parametrize(
     "grid", [g for k, g in GRIDS.items() if k != "points"], ids=[k for k in GRIDS if k != "points"]
 )
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def draw(*shape, lmax, dtype=torch.float64):
@@ -236,13 +247,61 @@ def test_gauss_legendre_with_other_longitudes_and_band_limits(nlon, lmax):
         assert relative(grid.analysis(grid.synthesis(a), lmax), a) < 1e-13
 
 
+# nlat beyond lmax + 1, one ring and none at the equator, quarters of the circle with a longitude at
+# 90° and without, blocks of rings with orders left out; part of a group of fields, one and more.
+@pytest.mark.parametrize(
+    ("lmax", "shape"),
+    [(0, (1, 2)), (1, (2, 4)), (2, (5, 6)), (16, (17, 36)), (31, (32, 64)), (64, (70, 130))],
+)
+@pytest.mark.parametrize("fields", [1, 32, 75])
+def test_lanes_of_gauss_legendre_agree_with_ducc(lmax, shape, fields):
+    ducc = gauss_legendre._Ducc(lmax, shape)
+    for dtype, accuracy in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+        a = draw(fields, lmax=lmax, dtype=dtype)
+        transform = _lanes.Lanes(lmax, shape, dtype)
+        values = transform.synthesis(a)
+        assert values.dtype == dtype
+        assert relative(values.double(), ducc.synthesis(a.double())) < accuracy
+        back = transform.adjoint(values).double()
+        assert relative(back, ducc.adjoint(values.double())) < accuracy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orders_that_lanes_leave_out_near_the_poles_are_none(dtype):
+    lmax, shape = 100, (101, 202)
+    transform = _lanes.Lanes(lmax, shape, dtype)
+    first, *_, last = map(int, transform._tables.orders)
+    assert first <= 60
+    assert last == lmax + 1
+    a = draw(1, lmax=lmax) * (harmonics.orders(lmax).abs() >= first)
+    exact = gauss_legendre._Ducc(lmax, shape).synthesis(a)
+    error = (transform.synthesis(a.to(dtype)).double() - exact)[:, :8].abs().max()
+    assert float(error) < 10 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    ("lmax", "fields", "nlon", "engine"),
+    [
+        (64, 16, 132, _lanes.Lanes),
+        (64, 15, 132, gauss_legendre._Products),
+        (64, 16, 131, gauss_legendre._Products),
+        (128, 32, 264, _lanes.Lanes),
+        (129, 99, 264, gauss_legendre._Products),
+        (257, 99, 528, gauss_legendre._Ducc),
+        (4, 99, 8, gauss_legendre._Ducc),
+    ],
+)
+def test_gauss_legendre_takes_the_fastest_engine_that_can_do_it(lmax, fields, nlon, engine):
+    chosen = gauss_legendre._engine(
+        fields, lmax, (lmax + 1, nlon), torch.float32, torch.device("cpu")
+    )
+    assert type(chosen) is engine
+
+
 @pytest.mark.parametrize("lmax", [7, 8], ids=["no ring at the equator", "one"])
-@pytest.mark.parametrize("kept", [True, False])
-def test_nothing_is_left_of_an_earlier_transform(lmax, kept, monkeypatch):
+def test_nothing_is_left_of_an_earlier_transform(lmax):
     """Its memory serves the next one: of NaN, of the transpose, of another number."""
-    gauss_legendre._engine.cache_clear()
-    monkeypatch.setattr(gauss_legendre, "_KEPT", 2**20 if kept else 0)
-    grid, a = GaussLegendre(8), draw(3, lmax=lmax)
+    grid, a = GaussLegendre(8), draw(35, lmax=lmax)
     v = grid.synthesis(a)
     b = grid.adjoint(v, lmax)
     missing = torch.full_like(v, torch.nan)
@@ -251,11 +310,24 @@ def test_nothing_is_left_of_an_earlier_transform(lmax, kept, monkeypatch):
         assert torch.equal(grid.synthesis(a), v)
         assert grid.synthesis(torch.full_like(a, torch.nan)).isnan().all()
         assert torch.equal(grid.adjoint(v, lmax), b)
-        assert torch.equal(grid.synthesis(a[:2]), v[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_field_does_not_see_the_others_of_its_group(dtype):
+    grid, a = GaussLegendre(20), draw(40, lmax=20, dtype=dtype)
+    values = grid.synthesis(a)
+    b = grid.adjoint(values, 20)
+    for some in (slice(5), slice(3, 16), slice(20, 40)):
+        assert torch.equal(grid.synthesis(a[some]), values[some])
+        assert torch.equal(grid.adjoint(values[some], 20), b[some])
+    a[7], values[33] = torch.nan, torch.inf
+    others = torch.arange(40) != 7
+    assert torch.equal(grid.synthesis(a).isnan().flatten(1).any(1), ~others)
+    b[33] = torch.nan
+    assert torch.equal(grid.adjoint(values, 20).isfinite().all(1), b.isfinite().all(1))
 
 
 def test_a_transform_in_inference_mode_leaves_others_their_gradient():
-    gauss_legendre._engine.cache_clear()
     grid, a = GaussLegendre(7), draw(3, lmax=7)
     with torch.inference_mode():
         expected = grid.synthesis(a)
@@ -276,6 +348,25 @@ def test_threads_do_not_meet_in_one_transform():
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(agrees, range(4)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_threads_of_a_transform_are_those_of_its_process(two_threads):
+    grid, a = GaussLegendre(32), draw(200, lmax=32)
+    _lanes._pool.cache_clear()
+    values = grid.synthesis(a)
+    assert _lanes._pool.cache_info().currsize == 1
+    child = os.fork()
+    if child == 0:  # no test runner's clean-up there
+        os._exit(0 if torch.equal(grid.synthesis(a), values) else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
 
 
 def test_gauss_legendre_refuses_impossible_sizes():
@@ -417,17 +508,12 @@ def test_a_turn_about_the_axis_rotates_each_pair_of_orders():
     assert relative(there, here) < 1e-12
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
-    a = draw(4, lmax=20)
-    grid, threads = HEALPix(16), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = grid.synthesis(a)
-        torch.set_num_threads(2)
-        two = grid.synthesis(a)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(one, two)
+@pytest.mark.parametrize("grid", [HEALPix(16), GaussLegendre(40)], ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(grid, two_threads):
+    a = draw(300, lmax=40)
+    two = grid.synthesis(a)
+    torch.set_num_threads(1)
+    assert torch.equal(grid.synthesis(a), two)
 
 
 @pytest.mark.parametrize("sums", [1, 300, 2000])

@@ -12,7 +12,7 @@ c_0 = 1 and c_m = √2 for m > 0.  The nodes θ_j are the zeros of P_{L+1}(cos �
 with Gauss weights w_j is exact for band limits up to L.
 
 The sums over ℓ are matrix products, one for each m, with all fields of the batch together.  The
-sums over m are fast Fourier transforms.
+sums over m are fast Fourier transforms, or at low band limits products as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.grids._fourier import project_waves, sum_waves
+from spherediff.grids._lanes import Lanes
+from spherediff.grids._legendre import legendre
 from spherediff.grids.grid import Grid
 from spherediff.grids.latlon import LatLon
 
@@ -38,13 +40,16 @@ from spherediff.grids.latlon import LatLon
 # CPU, ducc0 transforms field by field without them.
 _LARGEST_TABLE = 256
 
+# Up to here Fourier sums by products are as fast as fast Fourier transforms.
+_LARGEST_LANES = 128
+
+# As many fields as this part of the band limit are enough for lanes.
+_FEWEST = 1 / 4
+
 _ORDERS_PER_BLOCK = 24
 
 # At a time, so that what lies between the steps stays near the processor.
 _FIELDS = 128
-
-# Numbers in the room of a transform that is kept for the next: above, making it costs nothing.
-_KEPT = 2**20
 
 
 class GaussLegendre(Grid):
@@ -69,7 +74,7 @@ class GaussLegendre(Grid):
                 f"lmax = {lmax} needs at least {2 * lmax + 1} longitudes, got nlon = {nlon}"
             )
         self.max_lmax = lmax
-        self.shape = (lmax + 1, nlon)
+        self.shape: tuple[int, int] = (lmax + 1, nlon)
 
     def __repr__(self) -> str:
         return f"GaussLegendre(lmax={self.max_lmax}, nlon={self.shape[1]})"
@@ -101,8 +106,9 @@ class GaussLegendre(Grid):
         *batch, n = a.shape
         if a.numel() == 0:
             return a.new_empty(*batch, *self.shape)
-        engine = _engine(harmonics.band_limit(n), self.shape, a.dtype, a.device)
-        return engine.synthesis(a.reshape(-1, n)).view(*batch, *self.shape)
+        fields = a.reshape(-1, n)
+        engine = _engine(len(fields), harmonics.band_limit(n), self.shape, a.dtype, a.device)
+        return engine.synthesis(fields).view(*batch, *self.shape)
 
     def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         if spin:
@@ -110,8 +116,9 @@ class GaussLegendre(Grid):
         batch, n = values.shape[:-2], harmonics.count(lmax)
         if values.numel() == 0:
             return values.new_empty(*batch, n)
-        engine = _engine(lmax, self.shape, values.dtype, values.device)
-        return engine.adjoint(values.reshape(-1, *self.shape)).view(*batch, n)
+        fields = values.reshape(-1, *self.shape)
+        engine = _engine(len(fields), lmax, self.shape, values.dtype, values.device)
+        return engine.adjoint(fields).view(*batch, n)
 
     def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         if spin:
@@ -131,12 +138,27 @@ class _Engine(Protocol):
         ...
 
 
-@lru_cache(maxsize=16)
-def _engine(lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> _Engine:
-    """The fastest engine that can do it."""
-    aliased = 2 * lmax >= shape[1]
-    if aliased or (device.type == "cpu" and lmax > _LARGEST_TABLE):
+def _engine(
+    fields: int, lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> _Engine:
+    """The fastest that can do it."""
+    cpu, nlon = device.type == "cpu", shape[1]
+    if 2 * lmax >= nlon or (cpu and lmax > _LARGEST_TABLE):
         return _Ducc(lmax, shape)
+    if cpu and nlon % 2 == 0 and lmax <= _LARGEST_LANES and fields >= _FEWEST * lmax:
+        return _lanes(lmax, shape, dtype)
+    return _products(lmax, shape, dtype, device)
+
+
+@lru_cache(maxsize=8)
+def _lanes(lmax: int, shape: tuple[int, int], dtype: torch.dtype) -> _Engine:
+    return Lanes(lmax, shape, dtype)
+
+
+@lru_cache(maxsize=8)
+def _products(
+    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> _Engine:
     return _Products(lmax, shape, dtype, device)
 
 
@@ -168,6 +190,17 @@ class _Block(NamedTuple):
     places: slice
     legendre: Tensor
 
+    def of(self, x: Tensor) -> Tensor:
+        """What stands at its places, (row, place) → (m, row, k)."""
+        orders, degrees, _ = self.legendre.shape
+        return x[:, self.places].view(len(x), orders, degrees).transpose(0, 1)
+
+    def project(self, rings: Tensor, x: Tensor) -> None:
+        """Write twice the sums over latitude, of (m, row, θ), to its places in (place, row)."""
+        orders, degrees, _ = self.legendre.shape
+        out = x[self.places].view(orders, degrees, -1)
+        torch.baddbmm(out, self.legendre, rings.mT, beta=0, alpha=2, out=out)
+
 
 class _Blocks(NamedTuple):
     """Blocks of the same orders: their rows, and degrees for which λ is even and odd about 0°."""
@@ -175,64 +208,6 @@ class _Blocks(NamedTuple):
     rows: slice
     even: _Block
     odd: _Block
-
-
-class _Views(NamedTuple):
-    """What belongs to the orders of one pair of blocks, in a room.
-
-    Attributes:
-        coefficients: of even and odd ℓ − m, each (m, row, k).
-        projections: of even and odd ℓ − m, each (m, k, row), in the same memory.
-        north, south, odd: sums over degrees on the hemispheres, and of odd ℓ − m; (m, row, θ).
-    """
-
-    coefficients: tuple[Tensor, Tensor]
-    projections: tuple[Tensor, Tensor]
-    north: Tensor
-    south: Tensor
-    odd: Tensor
-
-
-class _Room:
-    """Memory of the steps of a transform, and views of it.
-
-    To make them anew costs as much as all numbers do at low band limits.
-
-    Attributes:
-        numbers: how many there are.
-        spread: coefficients of m and −m at all places, each (field, place).
-        collected: projections, (place and sign, field).
-        waves: A_m and B_m on each hemisphere, poles first, (nlon, field, θ).
-        zonal, beyond: of these on both, m = 0 and orders that the fields do not have.
-        equator: on the south, which does not have it.
-        blocks: views for each pair of blocks.
-    """
-
-    def __init__(self, engine: _Products, fields: int) -> None:
-        table, places = engine.blocks[0].even.legendre, len(engine.plus)
-        x = table.new_empty(2 * fields * places)
-        rings = table.new_empty(2, engine.nlon + 1, fields, engine.north)
-        self.numbers = x.numel() + rings.numel()
-        self.spread = x.view(2, fields, places).unbind()
-        self.collected = x.view(2 * places, fields)
-        north, south = rings
-        self.waves = north[1:], south[1:, :, : engine.south]
-        self.zonal, self.beyond = rings[:, 1], rings[:, engine.rows :]
-        self.equator = south[..., engine.south :]
-        self.blocks = []
-        for rows, *pair in engine.blocks:
-            near, far = _by_order(north[rows]), _by_order(south[rows])
-            given = [x.view(-1, places)[:, block.places] for block in pair]
-            taken = [x.view(places, -1)[block.places] for block in pair]
-            sizes = [block.legendre.shape[:2] for block in pair]
-            coefficients = [
-                v.unflatten(1, n).transpose(0, 1) for v, n in zip(given, sizes, strict=True)
-            ]
-            projections = [v.unflatten(0, n) for v, n in zip(taken, sizes, strict=True)]
-            views = _Views(
-                tuple(coefficients), tuple(projections), near, far, torch.empty_like(near)
-            )
-            self.blocks.append(views)
 
 
 class _Products:
@@ -268,64 +243,60 @@ class _Products:
                 order.append(m.expand_as(ell).flatten())
             self.blocks.append(_Blocks(slice(2 * first, 2 * last), *pair))
         spread, collect = _exchange(lmax, torch.cat(degree), torch.cat(order))
-        self.plus, self.minus = spread.to(device)
-        self.collect = collect.to(device)
-        self._spare: dict[int, _Room] = {}
+        self.spread, self.collect = spread.to(device), collect.to(device)
 
     def synthesis(self, a: Tensor) -> Tensor:
         values = a.new_empty(len(a), self.nlat, self.nlon)
-        for part, out in zip(a.split(_FIELDS), values.split(_FIELDS), strict=True):
-            room = self._room(len(part))
-            self._synthesise(part, out, room)
-            self._keep(len(part), room)
+        for first in range(0, len(a), _FIELDS):
+            some = slice(first, first + _FIELDS)
+            self._synthesise(a[some], values[some])
         return values
 
     def adjoint(self, values: Tensor) -> Tensor:
         a = values.new_empty(len(values), len(self.collect))
-        for part, out in zip(values.split(_FIELDS), a.split(_FIELDS), strict=True):
-            room = self._room(len(part))
-            self._project(part, out, room)
-            self._keep(len(part), room)
+        for first in range(0, len(a), _FIELDS):
+            some = slice(first, first + _FIELDS)
+            self._project(values[some], a[some])
         return a
 
-    def _synthesise(self, a: Tensor, values: Tensor, room: _Room) -> None:
-        torch.index_select(a, 1, self.plus, out=room.spread[0])
-        torch.index_select(a, 1, self.minus, out=room.spread[1])
-        room.beyond.zero_()
-        for (_, even, odd), at in zip(self.blocks, room.blocks, strict=True):
-            torch.bmm(at.coefficients[0], even.legendre, out=at.north)
-            torch.bmm(at.coefficients[1], odd.legendre, out=at.odd)
-            torch.sub(at.north, at.odd, out=at.south)
-            at.north.add_(at.odd)
+    def _synthesise(self, a: Tensor, values: Tensor) -> None:
+        x = a.new_empty(2, len(a), self.spread.shape[1])
+        torch.index_select(a, 1, self.spread[0], out=x[0])
+        torch.index_select(a, 1, self.spread[1], out=x[1])
+        x = x.flatten(0, 1)
+        rings = self._rings(values)
+        rings[:, self.rows :].zero_()
+        north, south = rings[0], rings[1]
+        for rows, even, odd in self.blocks:
+            sums = _by_order(north[rows])
+            torch.bmm(even.of(x), even.legendre, out=sums)
+            odd_sums = torch.bmm(odd.of(x), odd.legendre)
+            torch.sub(sums, odd_sums, out=_by_order(south[rows]))
+            sums += odd_sums
         values = values.permute(2, 0, 1)
-        sum_waves(room.waves[0], values[..., : self.north])
-        sum_waves(room.waves[1], values[..., self.north :], mirrored=True)
+        sum_waves(north[1:], values[..., : self.north])
+        sum_waves(south[1:, :, : self.south], values[..., self.north :], mirrored=True)
 
-    def _project(self, values: Tensor, a: Tensor, room: _Room) -> None:
+    def _project(self, values: Tensor, a: Tensor) -> None:
+        rings = self._rings(values)
+        north, south = rings[0], rings[1]
         values = values.permute(2, 0, 1)
-        project_waves(values[..., : self.north], room.waves[0])
-        project_waves(values[..., self.north :], room.waves[1], mirrored=True)
-        room.zonal.mul_(0.5)
-        room.equator.zero_()
-        for (_, even, odd), at in zip(self.blocks, room.blocks, strict=True):
-            torch.sub(at.north, at.south, out=at.odd)
-            at.north.add_(at.south)
-            for block, sums, x in zip((even, odd), (at.north, at.odd), at.projections, strict=True):
-                torch.baddbmm(x, block.legendre, sums.mT, beta=0, alpha=2, out=x)
-        a.copy_(room.collected.index_select(0, self.collect).T)
+        project_waves(values[..., : self.north], north[1:])
+        project_waves(values[..., self.north :], south[1:, :, : self.south], mirrored=True)
+        rings[:, 1].mul_(0.5)
+        if self.north > self.south:  # the equator
+            south[..., -1].zero_()
+        x = values.new_empty(self.spread.shape[1], 2 * len(a))
+        for rows, even, odd in self.blocks:
+            near, far = _by_order(north[rows]), _by_order(south[rows])
+            odd.project(near - far, x)
+            near += far
+            even.project(near, x)
+        a.copy_(x.view(-1, len(a)).index_select(0, self.collect).T)
 
-    def _room(self, fields: int) -> _Room:
-        """The one that was kept, for this thread alone, or another."""
-        kept = self._spare.pop(fields, None)
-        if kept is not None:
-            return kept
-        with torch.inference_mode(False):  # else it could be of use in that mode alone
-            return _Room(self, fields)
-
-    def _keep(self, fields: int, room: _Room) -> None:
-        """For the next transform of as many fields, unless another may begin before this ends."""
-        if room.collected.is_cpu and room.numbers <= _KEPT:
-            self._spare = {fields: room}
+    def _rings(self, values: Tensor) -> Tensor:
+        """Room for A_m and B_m on both hemispheres, poles first, (2, row, field, θ)."""
+        return values.new_empty(2, self.nlon + 1, len(values), self.north)
 
 
 def _edges(lmax: int) -> list[int]:
@@ -363,29 +334,3 @@ def _latitudes(nlat: int) -> NDArray[np.float64]:
 
 def _longitudes(nlon: int) -> NDArray[np.float64]:
     return 360.0 * np.arange(nlon) / nlon
-
-
-def legendre(lmax: int, theta: NDArray[np.float64]) -> Tensor:
-    """λ_ℓm(θ) = Y_ℓ^m(θ, 0), float64, shape (m, ℓ, len(theta)), zero where ℓ < m.
-
-    The stable recurrence in ℓ at fixed m, for all m and θ at once:
-    λ_ℓm = α_ℓm (cos θ λ_{ℓ−1,m} − λ_{ℓ−2,m} / α_{ℓ−1,m}), α_ℓm² = (4ℓ²−1)/(ℓ²−m²).
-    """
-    x = torch.from_numpy(np.cos(theta))
-    s = torch.from_numpy(np.sin(theta))
-    table = torch.zeros(lmax + 1, lmax + 1, len(theta), dtype=torch.float64)
-    m = torch.arange(lmax + 1, dtype=torch.float64)
-    # λ_mm = (−1)^m sqrt((2m+1)!! / (4π (2m)!!)) sin^m θ
-    ratio = torch.cat([torch.ones(1, dtype=torch.float64), -((2 * m[1:] + 1) / (2 * m[1:])).sqrt()])
-    sectoral = (ratio[:, None] * torch.where(m[:, None] > 0, s, 1.0)).cumprod(0)
-    sectoral *= math.sqrt(1 / (4 * math.pi))
-    table.diagonal(dim1=0, dim2=1).copy_(sectoral.T)
-    previous = None
-    for ell in range(1, lmax + 1):
-        alpha = ((4 * ell**2 - 1) / (ell**2 - m[:ell] ** 2)).sqrt()[:, None]
-        value = x * table[:ell, ell - 1]
-        if previous is not None:
-            value[: ell - 1] -= table[: ell - 1, ell - 2] / previous
-        table[:ell, ell] = alpha * value
-        previous = alpha
-    return table

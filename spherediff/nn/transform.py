@@ -40,7 +40,7 @@ from spherediff import harmonics
 from spherediff._linear import linear
 from spherediff._precision import full_precision
 from spherediff.grids._fourier import orders, project_waves, sum_waves
-from spherediff.grids.gauss_legendre import legendre as legendre_functions
+from spherediff.grids._legendre import legendre as legendre_functions
 
 Array = NDArray[np.float64]
 
