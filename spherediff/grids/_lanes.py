@@ -74,22 +74,23 @@ class Lanes:
         self._spare: list[Memory] = []
 
     def synthesis(self, a: Tensor) -> Tensor:
-        """Coefficients (field, n) to values (field, nlat, nlon)."""
-        values = a.new_empty(len(a), *self.shape)
-        self._run(kernels.synthesise, a, values, self._waves)
+        """Coefficients (..., n) to values (..., nlat, nlon)."""
+        values = a.new_empty(*a.shape[:-1], *self.shape)
+        self._run(kernels.synthesise, a, values, math.prod(a.shape[:-1]), self._waves)
         return values
 
     def adjoint(self, values: Tensor) -> Tensor:
-        """Its transpose, (field, nlat, nlon) → (field, n)."""
-        a = values.new_empty(len(values), self.count)
-        self._run(kernels.project, values, a, self._projections)
+        """Its transpose, (..., nlat, nlon) → (..., n)."""
+        a = values.new_empty(*values.shape[:-2], self.count)
+        self._run(kernels.project, values, a, math.prod(a.shape[:-1]), self._projections)
         return a
 
     def _run(
-        self, kernel: Callable[..., None], given: Tensor, taken: Tensor, waves: Values
+        self, kernel: Callable[..., None], given: Tensor, taken: Tensor, fields: int, waves: Values
     ) -> None:
         """The kernel for each group of fields, in as many threads as torch has."""
-        x, y = given.detach().contiguous().flatten(1).numpy(), taken.flatten(1).numpy()
+        x = np.ascontiguousarray(given.detach().numpy()).reshape(fields, -1)
+        y = taken.numpy().reshape(fields, -1)
 
         def one(first: int) -> None:
             here = slice(first, first + FIELDS)
@@ -102,8 +103,8 @@ class Lanes:
             kernel(x[here], y[here], *self.shape, *lanes, *self._tables, waves, *memory)
             self._spare.append(memory)
 
-        groups = range(0, len(x), FIELDS)
-        work = self._tables[1].size * len(x)
+        groups = range(0, fields, FIELDS)
+        work = self._tables[1].size * fields
         threads = min(torch.get_num_threads(), len(groups), max(1, int(work / _THREAD)))
         if threads == 1:
             for first in groups:

@@ -103,22 +103,19 @@ class GaussLegendre(Grid):
     def _synthesis(self, a: Tensor, spin: int = 0) -> Tensor:
         if spin:
             return self._rectangle._synthesis(a, spin)
-        *batch, n = a.shape
-        if a.numel() == 0:
-            return a.new_empty(*batch, *self.shape)
-        fields = a.reshape(-1, n)
-        engine = _engine(len(fields), harmonics.band_limit(n), self.shape, a.dtype, a.device)
-        return engine.synthesis(fields).view(*batch, *self.shape)
+        fields, n = math.prod(a.shape[:-1]), a.shape[-1]
+        if fields == 0:
+            return a.new_empty(*a.shape[:-1], *self.shape)
+        lmax = harmonics.band_limit(n)
+        return _engine(fields, lmax, self.shape, a.dtype, a.device).synthesis(a)
 
     def _adjoint(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         if spin:
             return self._rectangle._adjoint(values, lmax, spin)
-        batch, n = values.shape[:-2], harmonics.count(lmax)
-        if values.numel() == 0:
-            return values.new_empty(*batch, n)
-        fields = values.reshape(-1, *self.shape)
-        engine = _engine(len(fields), lmax, self.shape, values.dtype, values.device)
-        return engine.adjoint(fields).view(*batch, n)
+        fields = math.prod(values.shape[:-2])
+        if fields == 0:
+            return values.new_empty(*values.shape[:-2], harmonics.count(lmax))
+        return _engine(fields, lmax, self.shape, values.dtype, values.device).adjoint(values)
 
     def _analysis(self, values: Tensor, lmax: int, spin: int = 0) -> Tensor:
         if spin:
@@ -130,11 +127,11 @@ class _Engine(Protocol):
     """One way to compute the transforms of one band limit on one grid."""
 
     def synthesis(self, a: Tensor) -> Tensor:
-        """Coefficients (field, n) to values (field, nlat, nlon)."""
+        """Coefficients (..., n) to values (..., nlat, nlon)."""
         ...
 
     def adjoint(self, values: Tensor) -> Tensor:
-        """Its transpose, (field, nlat, nlon) → (field, n)."""
+        """Its transpose, (..., nlat, nlon) → (..., n)."""
         ...
 
 
@@ -246,18 +243,18 @@ class _Products:
         self.spread, self.collect = spread.to(device), collect.to(device)
 
     def synthesis(self, a: Tensor) -> Tensor:
-        values = a.new_empty(len(a), self.nlat, self.nlon)
-        for first in range(0, len(a), _FIELDS):
-            some = slice(first, first + _FIELDS)
-            self._synthesise(a[some], values[some])
-        return values
+        fields = a.reshape(-1, a.shape[-1])
+        values = a.new_empty(len(fields), self.nlat, self.nlon)
+        for some, out in zip(fields.split(_FIELDS), values.split(_FIELDS), strict=True):
+            self._synthesise(some, out)
+        return values.view(*a.shape[:-1], self.nlat, self.nlon)
 
     def adjoint(self, values: Tensor) -> Tensor:
-        a = values.new_empty(len(values), len(self.collect))
-        for first in range(0, len(a), _FIELDS):
-            some = slice(first, first + _FIELDS)
-            self._project(values[some], a[some])
-        return a
+        fields = values.reshape(-1, self.nlat, self.nlon)
+        a = values.new_empty(len(fields), len(self.collect))
+        for some, out in zip(fields.split(_FIELDS), a.split(_FIELDS), strict=True):
+            self._project(some, out)
+        return a.view(*values.shape[:-2], -1)
 
     def _synthesise(self, a: Tensor, values: Tensor) -> None:
         x = a.new_empty(2, len(a), self.spread.shape[1])
