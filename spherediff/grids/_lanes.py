@@ -89,7 +89,7 @@ class Lanes:
         self, kernel: Callable[..., None], given: Tensor, taken: Tensor, fields: int, waves: Values
     ) -> None:
         """The kernel for each group of fields, in as many threads as torch has."""
-        x = np.ascontiguousarray(given.detach().numpy()).reshape(fields, -1)
+        x = np.ascontiguousarray(given.numpy(force=True)).reshape(fields, -1)
         y = taken.numpy().reshape(fields, -1)
 
         def one(first: int) -> None:
