@@ -55,6 +55,9 @@ _FIELDS = 128
 class GaussLegendre(Grid):
     """lmax + 1 Gauss latitudes from north to south times equidistant longitudes from 0 eastward.
 
+    On the CPU, many fields together are transformed by kernels that are compiled at their first use
+    in a process, which takes a few seconds for each precision.
+
     Args:
         lmax: band limit up to which the analysis is exact.
         nlon: number of longitudes, at least 2·lmax + 1; by default the first even number from

@@ -51,7 +51,7 @@ def describe_machine(threads: int) -> None:
         if line.startswith("model name")
     ]
     print(f"machine   {models[0] if models else platform.processor()}, {os.cpu_count()} cores")
-    packages = ("torch", "ducc0", "healpy", "torch-harmonics", "numpy")
+    packages = ("torch", "ducc0", "healpy", "torch-harmonics", "numpy", "numba")
     print("versions  python", platform.python_version(), *(f"· {p} {version(p)}" for p in packages))
     print(f"threads   {threads}\n")
 
@@ -134,6 +134,9 @@ def differentiable_synthesis(pairs: int) -> None:
             "torch-harmonics is not installed: pip install 'spherediff[bench]' to compare with it"
         )
         return
+    a = torch.randn(32, 81)
+    first = seconds(lambda: differentiate(GaussLegendre(8).synthesis, a, torch.randn(32, 9, 18)))
+    print(f"{'GL synthesis and gradient, compiled at the first call':62s}{first:8.2f} s")
     aims = {32: 2.5, 64: 2.2, 128: 1.6}  # the others have grids of 2ᵏ longitudes
     for lmax in (31, 32, 63, 64, 127, 128):
         one_differentiable_synthesis(lmax, aims.get(lmax), pairs)
