@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.floating[Any]]
+Tables = tuple[NDArray[np.uintp], Values, NDArray[np.uintp], NDArray[np.uintp]]
+Memory = tuple[Values, ...]
 Index = np.uintp  # never negative, so that no index is looked at twice
 
 FIELDS = 32  # in a group
@@ -41,18 +43,12 @@ def synthesise(
     nlon: int,
     half: np.uintp,
     place: NDArray[np.uintp],
-    degrees: NDArray[np.uintp],
-    legendre: Values,
-    folds: NDArray[np.uintp],
-    parts: NDArray[np.uintp],
+    tables: Tables,
     waves: Values,
-    x: Values,
-    sums: Values,
-    rings: Values,
-    folded: Values,
-    quarters: Values,
-    longitudes: Values,
+    memory: Memory,
 ) -> None:
+    degrees, legendre, folds, parts = tables
+    x, sums, rings, folded, quarters, longitudes = memory
     lanes, north = _2 * half, Index((nlat + 1) // 2)
     orders, of_ring = Index(len(degrees)), Index(2 * len(degrees) + 1)
     x[:], rings[:], folded[:] = 0, 0, 0  # where nothing is written, but zeros read
@@ -95,18 +91,12 @@ def project(
     nlon: int,
     half: np.uintp,
     place: NDArray[np.uintp],
-    degrees: NDArray[np.uintp],
-    legendre: Values,
-    folds: NDArray[np.uintp],
-    parts: NDArray[np.uintp],
+    tables: Tables,
     waves: Values,
-    x: Values,
-    sums: Values,
-    rings: Values,
-    folded: Values,
-    quarters: Values,
-    longitudes: Values,
+    memory: Memory,
 ) -> None:
+    degrees, legendre, folds, parts = tables
+    x, sums, rings, folded, quarters, longitudes = memory
     lanes, north = _2 * half, Index((nlat + 1) // 2)
     orders, of_ring = Index(len(degrees)), Index(2 * len(degrees) + 1)
     x[:], rings[:], quarters[:] = 0, 0, 0

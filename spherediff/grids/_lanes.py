@@ -41,15 +41,13 @@ from torch import Tensor
 
 from spherediff import harmonics
 from spherediff.grids import _lane_kernels as kernels
-from spherediff.grids._lane_kernels import FIELDS, LANES, RINGS, Index, Values
+from spherediff.grids._lane_kernels import FIELDS, LANES, RINGS, Index, Memory, Values
 from spherediff.grids._legendre import legendre
 
 _WIDTH = 8  # fields fill up lanes in steps of this, which processors take at once
 
-# Products from which on a transform is worth a thread of its own.
-_THREAD = 1e6
-
-Memory = tuple[Values, ...]
+# Products from which on a transform is worth more than one thread.
+_WORTH = 2e6
 
 
 class Lanes:
@@ -100,13 +98,11 @@ class Lanes:
                 memory = self._spare.pop()
             except IndexError:
                 memory = tuple(np.empty(n, waves.dtype) for n in self._lengths)
-            kernel(x[here], y[here], *self.shape, *lanes, *self._tables, waves, *memory)
+            kernel(x[here], y[here], *self.shape, *lanes, self._tables, waves, memory)
             self._spare.append(memory)
 
-        groups = range(0, fields, FIELDS)
-        work = self._tables[1].size * fields
-        threads = min(torch.get_num_threads(), len(groups), max(1, int(work / _THREAD)))
-        if threads == 1:
+        groups, threads = range(0, fields, FIELDS), torch.get_num_threads()
+        if len(groups) == 1 or threads == 1 or self._tables[1].size * fields < _WORTH:
             for first in groups:
                 one(first)
         else:
