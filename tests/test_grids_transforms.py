@@ -293,11 +293,13 @@ def test_lanes_take_memory_as_they_find_it(lmax, shape):
 @pytest.mark.parametrize(
     ("lmax", "fields", "nlon", "engine"),
     [
-        (64, 16, 132, _lanes.Lanes),
-        (64, 15, 132, gauss_legendre._Products),
-        (64, 16, 131, gauss_legendre._Products),
-        (128, 32, 264, _lanes.Lanes),
-        (129, 99, 264, gauss_legendre._Products),
+        (32, 1, 66, _lanes.Lanes),
+        (33, 1, 68, _lanes.Lanes),
+        (64, 8, 132, _lanes.Lanes),
+        (64, 7, 132, gauss_legendre._Products),
+        (64, 8, 131, gauss_legendre._Products),
+        (192, 40, 390, _lanes.Lanes),
+        (193, 99, 390, gauss_legendre._Products),
         (257, 99, 528, gauss_legendre._Ducc),
         (4, 99, 8, gauss_legendre._Ducc),
     ],

@@ -41,10 +41,10 @@ from spherediff.grids.latlon import LatLon
 _LARGEST_TABLE = 256
 
 # Up to here Fourier sums by products are as fast as fast Fourier transforms.
-_LARGEST_LANES = 128
+_LARGEST_LANES = 192
 
-# As many fields as this part of the band limit are enough for lanes.
-_FEWEST = 1 / 4
+# Up to here one field alone is faster in lanes; above, a fourth as many as lmax is beyond it are.
+_ALONE = 32
 
 _ORDERS_PER_BLOCK = 24
 
@@ -144,22 +144,10 @@ def _engine(
     """The fastest that can do it."""
     cpu, nlon = device.type == "cpu", shape[1]
     if 2 * lmax >= nlon or (cpu and lmax > _LARGEST_TABLE):
-        return _Ducc(lmax, shape)
-    if cpu and nlon % 2 == 0 and lmax <= _LARGEST_LANES and fields >= _FEWEST * lmax:
+        return _ducc(lmax, shape)
+    if cpu and nlon % 2 == 0 and lmax <= min(_LARGEST_LANES, _ALONE + 4 * fields):
         return _lanes(lmax, shape, dtype)
     return _products(lmax, shape, dtype, device)
-
-
-@lru_cache(maxsize=8)
-def _lanes(lmax: int, shape: tuple[int, int], dtype: torch.dtype) -> _Engine:
-    return Lanes(lmax, shape, dtype)
-
-
-@lru_cache(maxsize=8)
-def _products(
-    lmax: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> _Engine:
-    return _Products(lmax, shape, dtype, device)
 
 
 class _Ducc:
@@ -297,6 +285,11 @@ class _Products:
     def _rings(self, values: Tensor) -> Tensor:
         """Room for A_m and B_m on both hemispheres, poles first, (2, row, field, θ)."""
         return values.new_empty(2, self.nlon + 1, len(values), self.north)
+
+
+_ducc = lru_cache(maxsize=8)(_Ducc)
+_lanes = lru_cache(maxsize=8)(Lanes)
+_products = lru_cache(maxsize=8)(_Products)
 
 
 def _edges(lmax: int) -> list[int]:
