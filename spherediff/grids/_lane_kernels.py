@@ -47,6 +47,7 @@ def synthesise(
     waves: Values,
     memory: Memory,
 ) -> None:
+    """Coefficients of some fields to their values on the grid."""
     degrees, legendre, folds, parts = tables
     x, sums, rings, folded, quarters, longitudes = memory
     lanes, north = _2 * half, Index((nlat + 1) // 2)
@@ -95,6 +96,7 @@ def project(
     waves: Values,
     memory: Memory,
 ) -> None:
+    """Its transpose."""
     degrees, legendre, folds, parts = tables
     x, sums, rings, folded, quarters, longitudes = memory
     lanes, north = _2 * half, Index((nlat + 1) // 2)
