@@ -55,8 +55,8 @@ _FIELDS = 128
 class GaussLegendre(Grid):
     """lmax + 1 Gauss latitudes from north to south times equidistant longitudes from 0 eastward.
 
-    On the CPU, fields up to lmax 32, and many together up to 192, are transformed by kernels that are
-    compiled at their first use in a process, which takes a few seconds for each precision.
+    On the CPU, fields up to lmax 32, and many together up to 192, are transformed by kernels that
+    are compiled at their first use in a process, which takes a few seconds for each precision.
 
     Args:
         lmax: band limit up to which the analysis is exact.
