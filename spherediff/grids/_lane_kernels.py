@@ -39,8 +39,8 @@ _compiled = numba.njit(fastmath={"contract"}, nogil=True, error_model="numpy")
 def synthesise(
     a: Values,
     values: Values,
-    nlat: int,
-    nlon: int,
+    nlat: np.uintp,
+    nlon: np.uintp,
     half: np.uintp,
     place: NDArray[np.uintp],
     tables: Tables,
@@ -50,7 +50,7 @@ def synthesise(
     """Coefficients of some fields to their values on the grid."""
     degrees, legendre, folds, parts = tables
     x, sums, rings, folded, quarters, longitudes = memory
-    lanes, north = _2 * half, Index((nlat + 1) // 2)
+    lanes, north, evens = _2 * half, (nlat + _1) // _2, parts[0, 3]
     orders, of_ring = Index(len(degrees)), Index(2 * len(degrees) + 1)
     x[:], rings[:], folded[:] = 0, 0, 0  # where nothing is written, but zeros read
     _spread(a, place, x)
@@ -70,7 +70,7 @@ def synthesise(
                     to = (t * of_ring + sine * orders + m) * LANES
                     _butterfly(half, sums, i, j, rings, to, to + half)
         for ring in range(first, min(first + count, north)):
-            at, below, south = (ring - first) * of_ring, _0, Index(nlat) - _1 - ring
+            at, below, south = (ring - first) * of_ring, _0, nlat - _1 - ring
             for i in range(len(folds)):
                 a_m, other = (at + folds[i, 0]) * LANES, (at + folds[i, 1]) * LANES
                 to, difference = folds[i, 2] * LANES, folds[i, 3] * LANES
@@ -79,17 +79,17 @@ def synthesise(
                 row, width, to, n = parts[i]
                 _multiply(lanes, waves, below, width, _1, n, width, folded, row, quarters, to, True)
                 below += n * width
-            _unfold(quarters, longitudes, values, Index(nlon), Index(ring), _0)
+            _unfold(quarters, longitudes, values, nlon, evens, Index(ring), _0)
             if south > ring:
-                _unfold(quarters, longitudes, values, Index(nlon), south, half)
+                _unfold(quarters, longitudes, values, nlon, evens, south, half)
 
 
 @_compiled
 def project(
     values: Values,
     a: Values,
-    nlat: int,
-    nlon: int,
+    nlat: np.uintp,
+    nlon: np.uintp,
     half: np.uintp,
     place: NDArray[np.uintp],
     tables: Tables,
@@ -99,19 +99,19 @@ def project(
     """Its transpose."""
     degrees, legendre, folds, parts = tables
     x, sums, rings, folded, quarters, longitudes = memory
-    lanes, north = _2 * half, Index((nlat + 1) // 2)
+    lanes, north, evens = _2 * half, (nlat + _1) // _2, parts[0, 3]
     orders, of_ring = Index(len(degrees)), Index(2 * len(degrees) + 1)
     x[:], rings[:], quarters[:] = 0, 0, 0
     entry = _0
     for first in range(_0, north, Index(RINGS)):
         count = min(Index(RINGS), (north - first + _1) // _2 * _2)
         for ring in range(first, min(first + count, north)):
-            at, below, south = (ring - first) * of_ring, _0, Index(nlat) - _1 - ring
+            at, below, south = (ring - first) * of_ring, _0, nlat - _1 - ring
             if south == ring:  # the equator
                 quarters[:] = 0
             else:
-                _fold(values, longitudes, quarters, Index(nlon), south, half)
-            _fold(values, longitudes, quarters, Index(nlon), Index(ring), _0)
+                _fold(values, longitudes, quarters, nlon, evens, south, half)
+            _fold(values, longitudes, quarters, nlon, evens, Index(ring), _0)
             for i in range(len(parts)):
                 row, width, to, n = parts[i]
                 _multiply(lanes, waves, below, _1, width, width, n, quarters, to, folded, row, True)
@@ -224,17 +224,21 @@ def _unfold(
     longitudes: Values,
     values: Values,
     nlon: np.uintp,
+    evens: np.uintp,
     ring: np.uintp,
     lane: np.uintp,
 ) -> None:
-    """P and Q to the values on a ring of each field, whole rings at a time."""
+    """P and Q to the values on a ring of each field, whole rings at a time.
+
+    Even k have the first rows of a part, ``evens`` with what fills them up; odd k have the others.
+    """
     fields, count, middle = Index(len(values)), nlon // _4 + _1, nlon // _2
-    part, odds = Index(len(quarters)) // _4, (nlon // _4 // _2 + _2) // _2 * _2
+    part = Index(len(quarters)) // _4
     for start in range(_0, count, _TILE):
         for field in range(fields):
             v = field * (nlon + _1)
             for k in range(start, min(start + _TILE, count)):
-                i = (k // _2 + k % _2 * odds) * LANES + lane + field
+                i = (k // _2 + k % _2 * evens) * LANES + lane + field
                 even, odd = quarters[i], quarters[i + part]
                 p, p_mirrored = even + odd, even - odd
                 even, odd = quarters[i + _2 * part], quarters[i + _2 * part + part]
@@ -255,12 +259,13 @@ def _fold(
     longitudes: Values,
     quarters: Values,
     nlon: np.uintp,
+    evens: np.uintp,
     ring: np.uintp,
     lane: np.uintp,
 ) -> None:
     """Its transpose, but for longitudes that are their own mirror images and count twice."""
     fields, count, middle = Index(len(values)), nlon // _4 + _1, nlon // _2
-    part, odds = Index(len(quarters)) // _4, (nlon // _4 // _2 + _2) // _2 * _2
+    part = Index(len(quarters)) // _4
     for field in range(fields):
         v, at = field * (nlon + _1), ring * nlon
         for k in range(nlon):
@@ -270,7 +275,7 @@ def _fold(
         for field in range(fields):
             v = field * (nlon + _1)
             for k in range(start, min(start + _TILE, count)):
-                i = (k // _2 + k % _2 * odds) * LANES + lane + field
+                i = (k // _2 + k % _2 * evens) * LANES + lane + field
                 east, west = longitudes[v + k], longitudes[v + nlon - k]
                 p, q = east + west, east - west
                 east, west = longitudes[v + middle - k], longitudes[v + middle + k]

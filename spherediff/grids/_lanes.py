@@ -61,6 +61,7 @@ class Lanes:
 
     def __init__(self, lmax: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
         self.shape, self.count = shape, harmonics.count(lmax)
+        self._sizes = tuple(map(Index, shape))
         self._places = [_places(lmax, half) for half in range(_WIDTH, FIELDS + 1, _WIDTH)]
         table, fourier = _table(lmax, shape[0], dtype), _fourier(lmax, shape[1])
         degrees = np.array([_even(len(ell)) for ell in _degrees(lmax)], Index).reshape(-1, 2)
@@ -74,21 +75,19 @@ class Lanes:
     def synthesis(self, a: Tensor) -> Tensor:
         """Coefficients (..., n) to values (..., nlat, nlon)."""
         values = a.new_empty(*a.shape[:-1], *self.shape)
-        self._run(kernels.synthesise, a, values, math.prod(a.shape[:-1]), self._waves)
+        x, y = _fields(a, self.count), _fields(values, math.prod(self.shape))
+        self._run(kernels.synthesise, x, y, self._waves)
         return values
 
     def adjoint(self, values: Tensor) -> Tensor:
         """Its transpose, (..., nlat, nlon) → (..., n)."""
         a = values.new_empty(*values.shape[:-2], self.count)
-        self._run(kernels.project, values, a, math.prod(a.shape[:-1]), self._projections)
+        x, y = _fields(values, math.prod(self.shape)), _fields(a, self.count)
+        self._run(kernels.project, x, y, self._projections)
         return a
 
-    def _run(
-        self, kernel: Callable[..., None], given: Tensor, taken: Tensor, fields: int, waves: Values
-    ) -> None:
-        """The kernel for each group of fields, in as many threads as torch has."""
-        x = np.ascontiguousarray(given.numpy(force=True)).reshape(fields, -1)
-        y = taken.numpy().reshape(fields, -1)
+    def _run(self, kernel: Callable[..., None], x: Values, y: Values, waves: Values) -> None:
+        """The kernel from x to y for each group of fields, in as many threads as torch has."""
 
         def one(first: int) -> None:
             here = slice(first, first + FIELDS)
@@ -98,15 +97,20 @@ class Lanes:
                 memory = self._spare.pop()
             except IndexError:
                 memory = tuple(np.empty(n, waves.dtype) for n in self._lengths)
-            kernel(x[here], y[here], *self.shape, *lanes, self._tables, waves, memory)
+            kernel(x[here], y[here], *self._sizes, *lanes, self._tables, waves, memory)
             self._spare.append(memory)
 
-        groups, threads = range(0, fields, FIELDS), torch.get_num_threads()
-        if len(groups) == 1 or threads == 1 or self._tables[1].size * fields < _WORTH:
+        groups, threads = range(0, len(x), FIELDS), torch.get_num_threads()
+        if len(groups) == 1 or threads == 1 or self._tables[1].size * len(x) < _WORTH:
             for first in groups:
                 one(first)
         else:
             list(_pool(threads, os.getpid()).map(one, groups))
+
+
+def _fields(x: Tensor, n: int) -> Values:
+    """Fields of n numbers each, (field, n), in the memory of x unless that is not contiguous."""
+    return np.ascontiguousarray(x.numpy(force=True)).reshape(-1, n)
 
 
 @lru_cache(maxsize=1)
