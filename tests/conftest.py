@@ -1,6 +1,7 @@
 """Settings that every test relies on."""
 
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,3 +19,11 @@ settings.load_profile("reproducible")
 def _seeded() -> None:
     """Weights that a test draws from the global generator are the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

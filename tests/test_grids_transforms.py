@@ -33,14 +33,6 @@ invertible = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw(*shape, lmax, dtype=torch.float64):
     generator = torch.Generator().manual_seed(lmax)
     return torch.randn(*shape, (lmax + 1) ** 2, generator=generator, dtype=dtype)
@@ -365,7 +357,8 @@ def test_threads_do_not_meet_in_one_transform():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_threads_of_a_transform_are_those_of_its_process(two_threads):
+def test_threads_of_a_transform_are_those_of_its_process(set_threads):
+    set_threads(2)
     grid, a = GaussLegendre(32), draw(200, lmax=32)
     _lanes._pool.cache_clear()
     values = grid.synthesis(a)
@@ -522,10 +515,11 @@ def test_a_turn_about_the_axis_rotates_each_pair_of_orders():
 
 
 @pytest.mark.parametrize("grid", [HEALPix(16), GaussLegendre(40)], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads(grid, two_threads):
+def test_results_do_not_depend_on_the_number_of_threads(grid, set_threads):
     a = draw(300, lmax=40)
+    set_threads(2)
     two = grid.synthesis(a)
-    torch.set_num_threads(1)
+    set_threads(1)
     assert torch.equal(grid.synthesis(a), two)
 
 

@@ -47,15 +47,11 @@ def test_draws_channels_and_samples_are_independent_standard_normals() -> None:
     assert correlation.abs().max() < bound
 
 
-def test_thread_count_does_not_matter() -> None:
-    threads = torch.get_num_threads()
-    try:
-        draws = []
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            draws.append(Streams(seeded(), 2).normal((300_000,), torch.float32))
-    finally:
-        torch.set_num_threads(threads)
+def test_thread_count_does_not_matter(set_threads) -> None:
+    draws = []
+    for count in (1, 2):
+        set_threads(count)
+        draws.append(Streams(seeded(), 2).normal((300_000,), torch.float32))
     assert torch.equal(*draws)
 
 

@@ -82,11 +82,8 @@ def fields() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread(set_threads):
+    set_threads(1)
 
 
 def same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
